@@ -1,0 +1,59 @@
+"""Which backend can run a pass here, and if not, why."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+
+import torch
+
+from septr_fast import kernels
+
+BACKENDS = ("auto", "torch", "triton")
+
+_logger = logging.getLogger("septr_fast")
+_logged: set[str] = set()
+
+
+def check_name(backend: str) -> str:
+    """Return `backend`; raise `ValueError` if it is not one of `BACKENDS`."""
+    if backend not in BACKENDS:
+        raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
+    return backend
+
+
+def why_not_triton(pass_name: str, device: torch.device) -> str | None:
+    """The reason why `pass_name` cannot run on Triton kernels for tensors on `device`; None if it can."""
+    if pass_name not in kernels.PASSES:
+        return f"this version of septr_fast has no Triton kernel for {pass_name}"
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    if device.type != "cuda":
+        return f"Triton kernels need tensors on a CUDA device, got {device}"
+    return None
+
+
+def choose(backend: str, pass_name: str, device: torch.device) -> str:
+    """The backend that runs `pass_name` for tensors on `device`: "torch" or "triton".
+
+    Args:
+        backend: "auto" takes Triton where it can run on a CUDA device and PyTorch elsewhere, logging
+            once why a CUDA device is served by PyTorch; "torch" and "triton" insist.
+        pass_name: name of a function of `septr_fast.functional`.
+        device: where the tensors are.
+
+    Raises:
+        ValueError: for an unknown name.
+        RuntimeError: for "triton" where it cannot run, with the reason.
+    """
+    if check_name(backend) == "torch":
+        return "torch"
+    reason = why_not_triton(pass_name, device)
+    if reason is None:
+        return "triton"
+    if backend == "triton":
+        raise RuntimeError(f'backend="triton" cannot run here: {reason}')
+    if device.type == "cuda" and not torch.compiler.is_compiling() and reason not in _logged:
+        _logged.add(reason)
+        _logger.info("running on plain PyTorch: %s", reason)
+    return "torch"

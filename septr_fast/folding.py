@@ -1,0 +1,323 @@
+"""Weights merged and folded: the exact algebra that `SepTr` runs on, as plain tensor functions.
+
+Notation, for one pre-norm transformer with `heads` heads of width `dim_head` over tokens of width
+`dim`. `x̂ = (x - mean(x)) / sqrt(var(x) + eps)` is a token normalized without its affine part, so
+LayerNorm gives `x̂ γ + β` (elementwise). Per head, `W_q`, `W_k`, `W_v` are `(dim_head, dim)`, `W_o` is
+`(dim, dim_head)`, and `s = dim_head ** -0.5`.
+
+**Direct.** The affine part moves into the projection: `(x̂ γ + β) Wᵀ = x̂ (W γ)ᵀ + W β`. The scale `s`
+moves into the query rows.
+
+**Merged.** The scores of head h are `(x̂_i γ + β) M (γ x̂_j + β)ᵀ` with the QK circuit `M = s W_qᵀ W_k`.
+Expanded, the terms without `x̂_j` are constant over the keys and cancel in the softmax; left are
+`x̂_i (γ M γ) x̂_jᵀ + ((β M) γ) x̂_jᵀ`: a projection of the query token, with a bias, against the
+normalized token itself. With the OV circuit `N = (W_o W_v)ᵀ` the output is
+`Σ_h P_h (x̂ γ + β) N_h = Σ_h (P_h x̂) (γ N_h) + Σ_h β N_h`, because the rows of `P_h` sum to one. Keys and
+values of every head are `x̂`: multi-query attention with one tensor for both.
+
+**Low-rank.** The tokens of the model's first transformer are `t_i = s_i A + c_i`, with `s_i` the
+`channels` values of a pixel, `A` the projection weight and `c_i` bias plus position (for the class
+token: `s = 0` and its own `c`). Normalization is linear up to the factor `r_i = 1 / σ_i`, and with
+`Ā`, `c̄_i` centred over `dim`, `σ_i² = mean((s_i Ā + c̄_i)²) + eps` is a quadratic polynomial in `s_i`.
+Queries, keys and values of the rows of `Ā` and `c̄` fix every score and every output: see `LowRank`.
+
+**MLP.** `W_1 (x̂ γ + β) + b_1 = (W_1 γ) x̂ + (W_1 β + b_1)`.
+
+All of it is computed in float32 at least and rounded once to the dtype in which it will be used.
+References: Elhage et al., "A Mathematical Framework for Transformer Circuits" (2021), for the QK and OV
+circuits; Shazeer, "Fast Transformer Decoding" (2019), for multi-query attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from septr_fast.reference import Transformer
+
+
+@dataclass(frozen=True)
+class Direct:
+    """Projections with the LayerNorm and the scale folded in.
+
+    Attributes:
+        heads: number of heads.
+        qkv_weight: `(3 * heads * dim_head, dim)`, queries, keys, values, each heads-outermost.
+        qkv_bias: `(3 * heads * dim_head,)`.
+        out_weight: `(dim, heads * dim_head)`, or None where the original has no output projection.
+        out_bias: `(dim,)`, or None likewise.
+    """
+
+    heads: int
+    qkv_weight: Tensor
+    qkv_bias: Tensor
+    out_weight: Tensor | None
+    out_bias: Tensor | None
+
+
+@dataclass(frozen=True)
+class Merged:
+    """QK and OV circuits; keys and values are the normalized tokens.
+
+    Attributes:
+        heads: number of heads.
+        query_weight: `(heads * dim, dim)`: normalized token to what is compared with the keys.
+        query_bias: `(heads * dim,)`.
+        out_weight: `(dim, heads * dim)`: attended tokens of all heads to the output.
+        out_bias: `(dim,)`.
+    """
+
+    heads: int
+    query_weight: Tensor
+    query_bias: Tensor
+    out_weight: Tensor
+    out_bias: Tensor
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """Tables of the first transformer; `tokens` = length + 1, the class token in front.
+
+    With `u_i = r_i s_i` the score of head h is
+    `(u_i E + r_i G_i + e) · u_j + r_j (u_i · F_j + r_i T_ij + f_j)`,
+    and the output `Σ_h (Σ_j P_hij r_j) c̄_j N_h + (Σ_j P_hij u_j) Ā N_h`, plus the bias.
+
+    Attributes:
+        heads: number of heads.
+        token_weight: `(dim, channels)`, the projection weight `Aᵀ`.
+        token_bias: `(tokens, dim)`, the `c_i`.
+        gram: `(channels, channels)`, `Ā Āᵀ / dim`.
+        cross: `(tokens, channels)`, `2 c̄ Āᵀ / dim`.
+        square: `(tokens,)`, `mean(c̄²) + eps`.
+        pixel_pixel: `(channels, heads * channels)`, E.
+        position_pixel: `(tokens, heads, channels)`, G.
+        pixel_bias: `(heads * channels,)`, e.
+        pixel_position: `(channels, heads * tokens)`, F.
+        position_position: `(tokens, heads, tokens)`, T.
+        position_bias: `(heads * tokens,)`, f.
+        position_values: `(heads * tokens, dim)`, `c̄ N` stacked over the heads.
+        pixel_values: `(heads * channels, dim)`, `Ā N` stacked over the heads.
+        out_bias: `(dim,)`.
+    """
+
+    heads: int
+    token_weight: Tensor
+    token_bias: Tensor
+    gram: Tensor
+    cross: Tensor
+    square: Tensor
+    pixel_pixel: Tensor
+    position_pixel: Tensor
+    pixel_bias: Tensor
+    pixel_position: Tensor
+    position_position: Tensor
+    position_bias: Tensor
+    position_values: Tensor
+    pixel_values: Tensor
+    out_bias: Tensor
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """The MLP with its LayerNorm folded into the first layer.
+
+    Attributes:
+        hidden_weight: `(mlp_dim, dim)`.
+        hidden_bias: `(mlp_dim,)`.
+        out_weight: `(dim, mlp_dim)`.
+        out_bias: `(dim,)`.
+    """
+
+    hidden_weight: Tensor
+    hidden_bias: Tensor
+    out_weight: Tensor
+    out_bias: Tensor
+
+
+Tables = TypeVar("Tables", Direct, Merged, LowRank, Mlp)
+
+
+def cast(tables: Tables, dtype: torch.dtype) -> Tables:
+    """`tables` with every tensor in `dtype`; differentiable."""
+    values = {field.name: getattr(tables, field.name) for field in fields(tables)}
+    return type(tables)(**{name: v.to(dtype) if isinstance(v, Tensor) else v for name, v in values.items()})
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which weights of `dtype` are combined: float64 for float64, otherwise float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@dataclass(frozen=True)
+class _Attention:
+    """The parameters of one attention sublayer in the accumulation dtype, the scale in the queries."""
+
+    heads: int
+    dim_head: int
+    gamma: Tensor
+    beta: Tensor
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    out_weight: Tensor | None
+    out_bias: Tensor | None
+
+    def per_head(self, weight: Tensor) -> Tensor:
+        """View rows `(heads * dim_head, ...)` as `(heads, dim_head, ...)`."""
+        return weight.unflatten(0, (self.heads, self.dim_head))
+
+
+def _read_attention(transformer: Transformer) -> _Attention:
+    norm, attention = transformer.layers[0][0].norm, transformer.layers[0][0].fn
+    dtype = accumulation_dtype(norm.weight.dtype)
+    query, key, value = attention.to_qkv.weight.to(dtype).chunk(3)
+    out = None if isinstance(attention.to_out, nn.Identity) else attention.to_out[0]
+    return _Attention(
+        heads=attention.heads,
+        dim_head=attention.dim_head,
+        gamma=norm.weight.to(dtype),
+        beta=norm.bias.to(dtype),
+        query=query * attention.dim_head**-0.5,
+        key=key,
+        value=value,
+        out_weight=None if out is None else out.weight.to(dtype),
+        out_bias=None if out is None else out.bias.to(dtype),
+    )
+
+
+def _folded_out_bias(weights: _Attention) -> Tensor:
+    """`b_o + W_o W_v β`: what the output holds whatever is attended to, `(dim,)`."""
+    value_bias = weights.value @ weights.beta
+    if weights.out_weight is None:
+        return value_bias
+    return torch.addmv(weights.out_bias, weights.out_weight, value_bias)
+
+
+def fold_direct(transformer: Transformer) -> Direct:
+    """Fold the attention sublayer of `transformer` for separate queries, keys and values."""
+    weights = _read_attention(transformer)
+    qkv = torch.cat([weights.query, weights.key, weights.value])
+    return Direct(weights.heads, qkv * weights.gamma, qkv @ weights.beta, weights.out_weight, weights.out_bias)
+
+
+def fold_merged(transformer: Transformer) -> Merged:
+    """Merge the QK and OV circuits of the attention sublayer of `transformer`."""
+    weights = _read_attention(transformer)
+    key = weights.per_head(weights.key * weights.gamma)
+    circuit = torch.bmm(key.transpose(1, 2), weights.per_head(weights.query * weights.gamma))
+    query_bias = torch.bmm(weights.per_head(weights.query @ weights.beta).unsqueeze(1), key)
+    value = weights.value * weights.gamma
+    if weights.out_weight is None:
+        out_weight = value
+    else:
+        out = weights.out_weight.unflatten(1, (weights.heads, weights.dim_head)).transpose(0, 1)
+        out_weight = torch.bmm(out, weights.per_head(value)).transpose(0, 1).flatten(1)
+    return Merged(weights.heads, circuit.flatten(0, 1), query_bias.flatten(), out_weight, _folded_out_bias(weights))
+
+
+def fold_low_rank(
+    transformer: Transformer, projection: nn.Linear, cls_token: Tensor, pos_embedding: Tensor
+) -> LowRank:
+    """Precompute the first transformer on tokens `s_i A + c_i`.
+
+    Args:
+        transformer: the model's first transformer.
+        projection: `Linear(channels, dim)` from pixel to token.
+        cls_token: `(dim,)`.
+        pos_embedding: `(tokens, dim)`, the class token's position first.
+    """
+    weights = _read_attention(transformer)
+    dtype, heads = weights.gamma.dtype, weights.heads
+    pixel, positions = projection.weight.to(dtype).T, pos_embedding.to(dtype)
+    constant = positions + torch.cat(
+        [cls_token.to(dtype).unsqueeze(0), projection.bias.to(dtype).expand(len(positions) - 1, -1)]
+    )
+    channels, dim = pixel.shape
+    basis = torch.cat([pixel, constant])
+    basis = basis - basis.mean(dim=1, keepdim=True)
+    gram = basis @ basis.T / dim
+    eps = transformer.layers[0][0].norm.eps
+
+    scaled = basis * weights.gamma
+    query, key, value = (
+        (scaled @ weight.T).unflatten(1, (heads, weights.dim_head)).transpose(0, 1)
+        for weight in (weights.query, weights.key, weights.value)
+    )
+    scores = torch.bmm(query, key.transpose(1, 2))
+    bias = torch.bmm(key, weights.per_head(weights.query @ weights.beta).unsqueeze(2)).squeeze(2)
+    if weights.out_weight is not None:
+        out = weights.out_weight.unflatten(1, (heads, weights.dim_head)).permute(1, 2, 0)
+        value = torch.bmm(value, out)
+    return LowRank(
+        heads=heads,
+        token_weight=pixel.T,
+        token_bias=constant,
+        gram=gram[:channels, :channels],
+        cross=2 * gram[channels:, :channels],
+        square=gram.diagonal()[channels:] + eps,
+        pixel_pixel=scores[:, :channels, :channels].transpose(0, 1).flatten(1),
+        position_pixel=scores[:, channels:, :channels].transpose(0, 1),
+        pixel_bias=bias[:, :channels].flatten(),
+        pixel_position=scores[:, :channels, channels:].transpose(0, 1).flatten(1),
+        position_position=scores[:, channels:, channels:].transpose(0, 1),
+        position_bias=bias[:, channels:].flatten(),
+        position_values=value[:, channels:].flatten(0, 1),
+        pixel_values=value[:, :channels].flatten(0, 1),
+        out_bias=_folded_out_bias(weights),
+    )
+
+
+def fold_mlp(transformer: Transformer) -> Mlp:
+    """Fold the LayerNorm of the MLP sublayer of `transformer` into its first layer."""
+    norm, net = transformer.layers[0][1].norm, transformer.layers[0][1].fn.net
+    dtype = accumulation_dtype(norm.weight.dtype)
+    weight = net[0].weight.to(dtype)
+    return Mlp(
+        hidden_weight=weight * norm.weight.to(dtype),
+        hidden_bias=torch.addmv(net[0].bias.to(dtype), weight, norm.bias.to(dtype)),
+        out_weight=net[3].weight.to(dtype),
+        out_bias=net[3].bias.to(dtype),
+    )
+
+
+Folded = TypeVar("Folded")
+
+
+class FoldCache(Generic[Folded]):
+    """Keeps folded weights for as long as their parameters hold the very same values.
+
+    A copy of the parameters is kept beside the result and compared with them at every call, so no
+    way of changing a parameter goes unnoticed, `.data` and memory shared with other processes
+    included. Nothing is carried over by `copy.deepcopy` or `pickle`.
+    """
+
+    def __init__(self) -> None:
+        self._entry: tuple[object, list[Tensor], Folded] | None = None
+
+    def get(self, key: object, parameters: Sequence[Tensor], fold: Callable[[], Folded]) -> Folded:
+        """The kept result of `fold` for `key` (hashable settings) and these `parameters`, or a new one."""
+        entry = self._entry
+        if entry is not None and entry[0] == key and _same_values(entry[1], parameters):
+            return entry[2]
+        with torch.inference_mode(False), torch.no_grad():
+            kept = [parameter.detach().clone() for parameter in parameters]
+            folded = fold()
+        self._entry = (key, kept, folded)
+        return folded
+
+    def __deepcopy__(self, memo: dict[int, object]) -> FoldCache[Folded]:
+        return FoldCache()
+
+    def __reduce__(self) -> tuple[type[FoldCache[Folded]], tuple[()]]:
+        return FoldCache, ()
+
+
+def _same_values(kept: Sequence[Tensor], parameters: Sequence[Tensor]) -> bool:
+    return all(
+        old.dtype == new.dtype and old.device == new.device and torch.equal(old, new)
+        for old, new in zip(kept, parameters, strict=True)
+    )

@@ -1,0 +1,153 @@
+"""Which formulation each transformer of a model takes, and what it costs.
+
+Work is counted as the floating-point operations of matrix products, 2 per multiply-add, which is what
+`torch.utils.flop_counter` counts too. Formulations are compared by the work of one row, without the
+folding of the weights: that is done once for all rows of all samples, and in evaluation only once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+FORMULATIONS = ("direct", "merged", "low-rank", "class-only")
+
+
+@dataclass(frozen=True)
+class TransformerShape:
+    """Sizes of one transformer.
+
+    Attributes:
+        axis: "height" or "width", the axis that a sequence runs along.
+        rows: sequences per sample.
+        length: grid tokens per sequence; the class token makes it one more.
+        dim: token width.
+        heads: number of heads.
+        dim_head: width of a head.
+        mlp_dim: width of the MLP's hidden layer.
+        channels: input channels where this transformer projects the pixels, else None.
+        last: whether only its class token is read.
+    """
+
+    axis: str
+    rows: int
+    length: int
+    dim: int
+    heads: int
+    dim_head: int
+    mlp_dim: int
+    channels: int | None = None
+    last: bool = False
+
+    @property
+    def tokens(self) -> int:
+        return self.length + 1
+
+    @property
+    def has_projection(self) -> bool:
+        """Whether the attention has an output projection: not with one head of full width."""
+        return not (self.heads == 1 and self.dim_head == self.dim)
+
+
+def allowed(shape: TransformerShape) -> tuple[str, ...]:
+    """The formulations that compute what is read of a transformer of this shape."""
+    first = ("low-rank",) if shape.channels is not None else ()
+    last = ("class-only",) if shape.last else ()
+    return ("direct", "merged", *first, *last)
+
+
+def choose(shape: TransformerShape, forced: str | None = None) -> str:
+    """The allowed formulation with the least work per row; `forced` where that is allowed."""
+    options = allowed(shape)
+    if forced in options:
+        return forced
+    return min(options, key=lambda formulation: row_flops(shape, formulation))
+
+
+def row_flops(shape: TransformerShape, formulation: str) -> int:
+    """Work of one sequence of `shape.tokens` tokens in `formulation`."""
+    tokens, dim, heads, width = shape.tokens, shape.dim, shape.heads, shape.heads * shape.dim_head
+    mlp = 4 * dim * shape.mlp_dim
+    out = 2 * width * dim if shape.has_projection else 0
+    if formulation == "direct":
+        return tokens * (6 * dim * width + 4 * tokens * width + out + mlp)
+    if formulation == "merged":
+        return tokens * (4 * heads * dim * dim + 4 * tokens * heads * dim + mlp)
+    if formulation == "low-rank":
+        channels = shape.channels or 0
+        token = 2 * channels * dim + 2 * channels * channels
+        scores = 2 * heads * channels * (channels + 2 * tokens)
+        values = 2 * heads * (tokens * channels + tokens * dim + channels * dim)
+        return tokens * (token + scores + values + mlp)
+    if formulation == "class-only":
+        return 4 * heads * shape.length * dim + 2 * dim * width + out + mlp
+    raise ValueError(f"formulation: expected one of {', '.join(FORMULATIONS)}, got {formulation!r}")
+
+
+def sample_flops(shape: TransformerShape, formulation: str) -> int:
+    """Work of a whole sample: its rows, and what is done once for its class token or its pixels."""
+    work = shape.rows * row_flops(shape, formulation)
+    if formulation == "class-only":
+        work += shape.heads * shape.dim * (4 * shape.dim_head + 2)
+    if formulation != "low-rank" and shape.channels is not None:
+        work += 2 * shape.rows * shape.length * shape.channels * shape.dim
+    return work
+
+
+def fold_flops(shape: TransformerShape, formulation: str) -> int:
+    """Work of folding the weights: once per training step, once and for all in evaluation."""
+    dim, heads, dim_head, width = shape.dim, shape.heads, shape.dim_head, shape.heads * shape.dim_head
+    if formulation == "merged":
+        circuits = 2 if shape.has_projection else 1
+        return 2 * dim * width * (circuits * dim + 1)
+    if formulation == "low-rank":
+        basis = (shape.channels or 0) + shape.tokens
+        out = dim * width if shape.has_projection else 0
+        return 2 * basis * (basis * dim + 3 * dim * width + heads * basis * dim_head + width + out)
+    return 0
+
+
+@dataclass(frozen=True)
+class Step:
+    """One transformer of a plan: its shape and the formulation that it takes."""
+
+    name: str
+    shape: TransformerShape
+    formulation: str
+
+    @property
+    def reference_flops(self) -> int:
+        """Work of a sample as the original is written."""
+        return sample_flops(self.shape, "direct")
+
+    @property
+    def flops(self) -> int:
+        """Work of a sample as it runs here, folding left out."""
+        return sample_flops(self.shape, self.formulation)
+
+    @property
+    def fold_flops(self) -> int:
+        return fold_flops(self.shape, self.formulation)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The steps of a model, in the order in which they run, and its classifier.
+
+    `print(plan)` shows a table. All totals are of one forward pass.
+    """
+
+    steps: tuple[Step, ...]
+    num_classes: int
+
+    def _classifier(self, batch: int) -> int:
+        return 2 * batch * self.steps[-1].shape.dim * self.num_classes
+
+    def reference_flops(self, batch: int = 1) -> int:
+        """Work of the original for `batch` samples."""
+        return batch * sum(step.reference_flops for step in self.steps) + self._classifier(batch)
+
+    def flops(self, batch: int = 1, folded: bool = False) -> int:
+        """Work of this package for `batch` samples, with the folding unless the weights are `folded` already."""
+        work = batch * sum(step.flops for step in self.steps) + self._classifier(batch)
+        return work if folded else work + sum(step.fold_flops for step in self.steps)

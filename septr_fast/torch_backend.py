@@ -1,0 +1,276 @@
+"""The passes of `functional` in plain PyTorch, for every device.
+
+The data's way: a pass cuts the grid into chunks of rows (for the height axis: of columns) whose
+intermediate results fit a CPU's cache, joins the class token to each row while it copies the chunk,
+runs the transformer on `(rows, tokens, dim)`, and writes the chunk back. Nothing of the size of the
+whole grid is made besides the grid itself. On other devices and under `torch.compile` a chunk is as
+large as memory allows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from septr_fast.folding import Direct, LowRank, Merged, Mlp, accumulation_dtype
+
+CPU_CHUNK_BYTES = 6 << 20
+DEVICE_CHUNK_BYTES = 4 << 30
+STREAMED_TOKENS = 1024
+
+
+def axis_pass(
+    grid: Tensor,
+    cls_token: Tensor,
+    pos_embedding: Tensor,
+    attention: Direct | Merged,
+    mlp: Mlp,
+    *,
+    axis: str,
+    dropout: float = 0.0,
+    recompute: bool = False,
+    out: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """See `septr_fast.functional.axis_pass`."""
+    rows = _rows(grid, axis)
+    tokens, dim = rows.shape[2] + 1, rows.shape[3]
+    attend = direct_attention if isinstance(attention, Direct) else merged_attention
+    width = attention.query_weight.shape[0] if isinstance(attention, Merged) else attention.qkv_weight.shape[0]
+
+    def transform(sample: slice, row: slice) -> Tensor:
+        body = rows[sample, row]
+        front = cls_token[sample, None, None].expand(-1, body.shape[1], 1, dim)
+        x = torch.cat([front, body], dim=2) + pos_embedding
+        y = _sublayer(lambda x: x + F.dropout(attend(x, attention), dropout), x.flatten(0, 1), recompute)
+        return _sublayer(lambda y: y + _mlp(y, mlp, dropout), y, recompute).view_as(x)
+
+    chunks = _chunks(rows, tokens * width * _itemsize(attention.out_weight, grid))
+    return _assemble(chunks, transform, grid.shape[:3], axis, out)
+
+
+def low_rank_pass(
+    pixels: Tensor,
+    attention: LowRank,
+    mlp: Mlp,
+    *,
+    axis: str,
+    dropout: float = 0.0,
+    recompute: bool = False,
+    dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """See `septr_fast.functional.low_rank_pass`."""
+    rows = _rows(pixels, axis)
+    tokens, dim = attention.token_bias.shape
+    residual_dtype = pixels.dtype if dtype is None else dtype
+
+    def attention_sublayer(s: Tensor) -> Tensor:
+        token = F.linear(s.to(attention.square.dtype), attention.token_weight) + attention.token_bias
+        attended = low_rank_attention(s.to(attention.square.dtype), attention, mlp.out_weight.dtype)
+        return token.to(residual_dtype) + F.dropout(attended, dropout)
+
+    def transform(sample: slice, row: slice) -> Tensor:
+        s = F.pad(rows[sample, row], (0, 0, 1, 0))
+        y = _sublayer(attention_sublayer, s.flatten(0, 1), recompute)
+        y = _sublayer(lambda y: y + _mlp(y, mlp, dropout), y, recompute)
+        return y.view(*s.shape[:3], dim)
+
+    chunks = _chunks(rows, 4 * tokens * attention.heads * tokens)
+    return _assemble(chunks, transform, pixels.shape[:3], axis, None)
+
+
+def class_only_pass(
+    grid: Tensor,
+    cls_token: Tensor,
+    pos_embedding: Tensor,
+    attention: Direct,
+    mlp: Mlp,
+    *,
+    axis: str,
+    dropout: float = 0.0,
+    recompute: bool = False,
+) -> Tensor:
+    """See `septr_fast.functional.class_only_pass`."""
+    rows = _rows(grid, axis)
+    dim = rows.shape[3]
+    cls_token = cls_token + pos_embedding[0]
+
+    def transform(body: Tensor, cls_token: Tensor) -> Tensor:
+        y = class_only_attention(body + pos_embedding[1:], cls_token, attention)
+        y = cls_token.unsqueeze(1) + F.dropout(y, dropout)
+        return y + _mlp(y, mlp, dropout)
+
+    parts = [
+        _sublayer(transform, rows[sample, row], recompute, cls_token[sample])
+        for sample, row in _chunks(rows, rows.shape[2] * dim * grid.element_size())
+    ]
+    return _mean_over_rows(parts, *rows.shape[:2])
+
+
+def direct_attention(x: Tensor, weights: Direct) -> Tensor:
+    """Attention of `x` `(rows, tokens, dim)` with separate queries, keys and values; same shape out."""
+    rows = x.shape[0]
+    qkv = F.linear(_normalize(x, weights.qkv_weight.dtype), weights.qkv_weight, weights.qkv_bias)
+    query, key, value = qkv.unflatten(2, (3, weights.heads, -1)).permute(2, 0, 3, 1, 4).flatten(1, 2)
+    attended = _attend(query, key, value).unflatten(0, (rows, weights.heads)).transpose(1, 2).flatten(2)
+    return attended if weights.out_weight is None else F.linear(attended, weights.out_weight, weights.out_bias)
+
+
+def merged_attention(x: Tensor, weights: Merged) -> Tensor:
+    """Attention of `x` `(rows, tokens, dim)` by QK and OV circuits; same shape out.
+
+    The heads of a token stand next to one another, so that all heads share one product with the keys.
+    """
+    rows, tokens, dim = x.shape
+    normalized = _normalize(x, weights.query_weight.dtype)
+    query = F.linear(normalized, weights.query_weight, weights.query_bias).view(rows, tokens * weights.heads, dim)
+    attended = _attend(query, normalized, normalized).view(rows, tokens, weights.heads * dim)
+    return F.linear(attended, weights.out_weight, weights.out_bias)
+
+
+def low_rank_attention(s: Tensor, weights: LowRank, dtype: torch.dtype) -> Tensor:
+    """Attention of the tokens that pixels `s` `(rows, tokens, channels)` stand for; `(rows, tokens, dim)` out.
+
+    Statistics and scores are computed in the dtype of `s`, the values in `dtype`.
+    """
+    rows, tokens, channels = s.shape
+    heads = weights.heads
+    variance = ((s @ weights.gram + weights.cross) * s).sum(-1) + weights.square
+    r = variance.rsqrt().unsqueeze(-1)
+    u = s * r
+    flat = u.flatten(0, 1)
+    query = torch.addmm(weights.pixel_bias, flat, weights.pixel_pixel).view(rows, tokens, heads, channels)
+    query = torch.addcmul(query, r.unsqueeze(-1), weights.position_pixel)
+    table = torch.addmm(weights.position_bias, flat, weights.pixel_position).view(rows, tokens, heads, tokens)
+    table = torch.addcmul(table, r.unsqueeze(-1), weights.position_position) * r.view(rows, 1, 1, tokens)
+    scores = torch.baddbmm(
+        table.view(rows, tokens * heads, tokens), query.view(rows, tokens * heads, channels), u.transpose(1, 2)
+    )
+    probability = scores.softmax(dim=-1)
+    from_pixels = torch.bmm(probability, u).view(rows * tokens, heads * channels)
+    from_positions = (probability * r.view(rows, 1, tokens)).view(rows * tokens, heads * tokens)
+    out = torch.addmm(weights.out_bias.to(dtype), from_positions.to(dtype), weights.position_values.to(dtype))
+    return torch.addmm(out, from_pixels.to(dtype), weights.pixel_values.to(dtype)).unflatten(0, (rows, tokens))
+
+
+def class_only_attention(body: Tensor, cls_token: Tensor, weights: Direct) -> Tensor:
+    """What the class token of each row attends to.
+
+    Args:
+        body: grid tokens `(batch, rows, length, dim)`, positions added.
+        cls_token: `(batch, dim)`, position added.
+        weights: folded projections.
+
+    Returns:
+        The attention's output for the class token, `(batch, rows, dim)`. Keys and values are never
+        projected: the query is taken back through the key weights, and the attended tokens forward
+        through the value weights. The key bias cancels in the softmax.
+    """
+    batch, rows, _, dim = body.shape
+    query_weight, key_weight, value_weight = weights.qkv_weight.unflatten(0, (3, weights.heads, -1))
+    query_bias, _, value_bias = weights.qkv_bias.unflatten(0, (3, weights.heads, -1))
+    normalized = _normalize(body, key_weight.dtype)
+    normalized_cls = _normalize(cls_token, key_weight.dtype)
+    query = F.linear(normalized_cls, query_weight.flatten(0, 1), query_bias.flatten())
+    query = torch.bmm(query.unflatten(1, (weights.heads, -1)).transpose(0, 1), key_weight).transpose(0, 1)
+    cls_scores = torch.bmm(query, normalized_cls.unsqueeze(2)).unsqueeze(1).expand(-1, rows, -1, -1)
+    scores = torch.matmul(query.unsqueeze(1), normalized.transpose(2, 3))
+    probability = torch.cat([cls_scores, scores], dim=-1).softmax(dim=-1)
+    attended = torch.matmul(probability[..., 1:], normalized)
+    attended = attended + probability[..., :1] * normalized_cls[:, None, None]
+    per_head = attended.flatten(0, 1).transpose(0, 1)
+    value = torch.baddbmm(value_bias.unsqueeze(1), per_head, value_weight.transpose(1, 2)).transpose(0, 1)
+    value = value.flatten(1).unflatten(0, (batch, rows))
+    return value if weights.out_weight is None else F.linear(value, weights.out_weight, weights.out_bias)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """softmax(query keyᵀ) value over `(rows, tokens, dim)`, the scale already in the query."""
+    if query.is_cuda or key.shape[1] > STREAMED_TOKENS:
+        query, key, value = (part.unsqueeze(1) for part in (query, key, value))
+        return F.scaled_dot_product_attention(query, key, value, scale=1.0).squeeze(1)
+    return torch.bmm(torch.bmm(query, key.transpose(1, 2)).softmax(dim=-1), value)
+
+
+def _mlp(x: Tensor, weights: Mlp, dropout: float) -> Tensor:
+    hidden = F.gelu(F.linear(_normalize(x, weights.out_weight.dtype), weights.hidden_weight, weights.hidden_bias))
+    return F.dropout(F.linear(F.dropout(hidden, dropout), weights.out_weight, weights.out_bias), dropout)
+
+
+def _normalize(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Zero mean and unit variance over the last dimension, without the affine part, in `dtype`."""
+    return F.layer_norm(x, x.shape[-1:]).to(dtype)
+
+
+def _sublayer(function: Callable[..., Tensor], x: Tensor, recompute: bool, *args: Tensor) -> Tensor:
+    """`function(x, *args)`; with `recompute` it keeps only its inputs for the backward pass."""
+    if recompute and torch.is_grad_enabled():
+        return checkpoint(function, x, *args, use_reentrant=False)
+    return function(x, *args)
+
+
+def _rows(grid: Tensor, axis: str) -> Tensor:
+    """View `(batch, height, width, ·)` as `(batch, rows, length, ·)`, the length along `axis`."""
+    return grid.transpose(1, 2) if axis == "height" else grid
+
+
+def _itemsize(weight: Tensor | None, grid: Tensor) -> int:
+    return grid.element_size() if weight is None else weight.element_size()
+
+
+def _chunks(rows: Tensor, bytes_per_row: int) -> Iterator[tuple[slice, slice]]:
+    """Slices `(samples, rows)` that cover `rows` `(batch, rows, …)`, each within the device's chunk size.
+
+    On a CPU a chunk never holds two samples, so that no sample's arithmetic depends on the batch.
+    """
+    batch, count = rows.shape[:2]
+    if torch.compiler.is_compiling() or batch == 0:
+        yield slice(None), slice(None)
+        return
+    if rows.device.type == "cpu":
+        step = max(1, CPU_CHUNK_BYTES // bytes_per_row)
+        samples = 1
+    else:
+        step = max(1, min(DEVICE_CHUNK_BYTES // bytes_per_row, 32768))
+        samples = max(1, step // count)
+    for sample in range(0, batch, samples):
+        for row in range(0, count, step):
+            yield slice(sample, sample + samples), slice(row, row + step)
+
+
+def _assemble(
+    chunks: Iterator[tuple[slice, slice]],
+    transform: Callable[[slice, slice], Tensor],
+    grid_shape: torch.Size,
+    axis: str,
+    out: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Run `transform` on every chunk; return the grid and the class tokens' mean over the rows, `(batch, dim)`.
+
+    Without gradients the chunks are written into one contiguous grid (`out` where given); with them
+    they are joined once, in the order of the rows.
+    """
+    batch, height, width = grid_shape
+    count = width if axis == "height" else height
+    bodies, class_tokens = [], []
+    for sample, row in chunks:
+        tokens = transform(sample, row)
+        class_tokens.append(tokens[:, :, 0].clone())
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            bodies.append(tokens[:, :, 1:].flatten(0, 1))
+            continue
+        if out is None or out.dtype != tokens.dtype:
+            out = tokens.new_empty(*grid_shape, tokens.shape[-1])
+        _rows(out, axis)[sample, row] = tokens[:, :, 1:]
+    if bodies:
+        body = bodies[0] if len(bodies) == 1 else torch.cat(bodies)
+        out = _rows(body.unflatten(0, (batch, count)), axis)
+    return out, _mean_over_rows(class_tokens, batch, count)
+
+
+def _mean_over_rows(parts: list[Tensor], batch: int, rows: int) -> Tensor:
+    """Join class tokens `(samples, rows, dim)` of all chunks and average over the rows: `(batch, dim)`."""
+    return torch.cat([part.flatten(0, 1) for part in parts]).unflatten(0, (batch, rows)).mean(dim=1)

@@ -1,0 +1,31 @@
+from pathlib import Path
+
+from setuptools import setup
+
+benchmark = ["pytest>=8", "pytest-benchmark>=5", "matplotlib>=3.8", "soundfile>=0.12", "tqdm>=4.66"]
+
+setup(
+    name="septr_fast",
+    version="0.1.0",
+    description="Fast and exact SepTr: the Separable Transformer for audio spectrograms, a drop-in replacement",
+    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    packages=["septr_fast", "septr_fast.kernels"],
+    package_dir={"septr_fast.kernels": "kernels"},
+    package_data={"septr_fast": ["py.typed"]},
+    install_requires=["torch>=2.11", "einops>=0.8", "numpy>=1.26"],
+    extras_require={
+        "triton": ["triton>=3.6"],
+        "benchmark": benchmark,
+        "speech": ["espeakng-loader>=0.2"],
+        "dev": [*benchmark, "mypy>=1.13", "pytest-xdist>=3.6", "ruff>=0.8", "safetensors>=0.4"],
+    },
+    classifiers=[
+        "Programming Language :: Python :: 3",
+        "Topic :: Multimedia :: Sound/Audio :: Analysis",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
