@@ -7,7 +7,7 @@ import logging
 
 import torch
 
-from septr_fast import kernels
+import septr_fast.kernels as kernels
 
 BACKENDS = ("auto", "torch", "triton")
 

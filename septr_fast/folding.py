@@ -31,13 +31,14 @@ circuits; Shazeer, "Fast Transformer Decoding" (2019), for multi-query attention
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from typing import Generic, TypeVar
+from dataclasses import dataclass, fields, replace
+from typing import Any, Generic, TypeVar
+from typing import cast as cast_type
 
 import torch
 from torch import Tensor, nn
 
-from septr_fast.reference import Transformer
+from septr_fast.reference import Attention, FeedForward, Transformer
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,8 @@ Tables = TypeVar("Tables", Direct, Merged, LowRank, Mlp)
 def cast(tables: Tables, dtype: torch.dtype) -> Tables:
     """`tables` with every tensor in `dtype`; differentiable."""
     values = {field.name: getattr(tables, field.name) for field in fields(tables)}
-    return type(tables)(**{name: v.to(dtype) if isinstance(v, Tensor) else v for name, v in values.items()})
+    changed: dict[str, Any] = {name: v.to(dtype) for name, v in values.items() if isinstance(v, Tensor)}
+    return replace(tables, **changed)
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -172,10 +174,11 @@ class _Attention:
 
 
 def _read_attention(transformer: Transformer) -> _Attention:
-    norm, attention = transformer.layers[0][0].norm, transformer.layers[0][0].fn
+    sublayer = transformer.sublayers[0]
+    norm, attention = sublayer.norm, cast_type(Attention, sublayer.fn)
     dtype = accumulation_dtype(norm.weight.dtype)
     query, key, value = attention.to_qkv.weight.to(dtype).chunk(3)
-    out = None if isinstance(attention.to_out, nn.Identity) else attention.to_out[0]
+    out = None if isinstance(attention.to_out, nn.Identity) else cast_type(nn.Linear, attention.to_out[0])
     return _Attention(
         heads=attention.heads,
         dim_head=attention.dim_head,
@@ -192,7 +195,7 @@ def _read_attention(transformer: Transformer) -> _Attention:
 def _folded_out_bias(weights: _Attention) -> Tensor:
     """`b_o + W_o W_v β`: what the output holds whatever is attended to, `(dim,)`."""
     value_bias = weights.value @ weights.beta
-    if weights.out_weight is None:
+    if weights.out_weight is None or weights.out_bias is None:
         return value_bias
     return torch.addmv(weights.out_bias, weights.out_weight, value_bias)
 
@@ -219,9 +222,7 @@ def fold_merged(transformer: Transformer) -> Merged:
     return Merged(weights.heads, circuit.flatten(0, 1), query_bias.flatten(), out_weight, _folded_out_bias(weights))
 
 
-def fold_low_rank(
-    transformer: Transformer, projection: nn.Linear, cls_token: Tensor, pos_embedding: Tensor
-) -> LowRank:
+def fold_low_rank(transformer: Transformer, projection: nn.Linear, cls_token: Tensor, pos_embedding: Tensor) -> LowRank:
     """Precompute the first transformer on tokens `s_i A + c_i`.
 
     Args:
@@ -240,7 +241,7 @@ def fold_low_rank(
     basis = torch.cat([pixel, constant])
     basis = basis - basis.mean(dim=1, keepdim=True)
     gram = basis @ basis.T / dim
-    eps = transformer.layers[0][0].norm.eps
+    eps = transformer.sublayers[0].norm.eps
 
     scaled = basis * weights.gamma
     query, key, value = (
@@ -273,14 +274,16 @@ def fold_low_rank(
 
 def fold_mlp(transformer: Transformer) -> Mlp:
     """Fold the LayerNorm of the MLP sublayer of `transformer` into its first layer."""
-    norm, net = transformer.layers[0][1].norm, transformer.layers[0][1].fn.net
+    sublayer = transformer.sublayers[1]
+    norm, net = sublayer.norm, cast_type(FeedForward, sublayer.fn).net
+    hidden, out = cast_type(nn.Linear, net[0]), cast_type(nn.Linear, net[3])
     dtype = accumulation_dtype(norm.weight.dtype)
-    weight = net[0].weight.to(dtype)
+    weight = hidden.weight.to(dtype)
     return Mlp(
         hidden_weight=weight * norm.weight.to(dtype),
-        hidden_bias=torch.addmv(net[0].bias.to(dtype), weight, norm.bias.to(dtype)),
-        out_weight=net[3].weight.to(dtype),
-        out_bias=net[3].bias.to(dtype),
+        hidden_bias=torch.addmv(hidden.bias.to(dtype), weight, norm.bias.to(dtype)),
+        out_weight=out.weight.to(dtype),
+        out_bias=out.bias.to(dtype),
     )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from septr_fast import backend as backends
 from septr_fast import folding, functional, reference
 from septr_fast.folding import Direct, FoldCache, LowRank, Merged, Mlp
 from septr_fast.plan import FORMULATIONS, Plan, Step, TransformerShape, choose
-from septr_fast.reference import Transformer
+from septr_fast.reference import Attention, FeedForward, Transformer
 
 Size = int | tuple[int, int] | list[int]
 Folded = list[tuple[Direct | Merged | LowRank, Mlp]]
@@ -77,8 +77,9 @@ class SepTrBlock(reference.SepTrBlock):
             first_axis=first_axis,
         )
         self.backend = backends.check_name(backend)
-        self.formulation = _per_transformer(formulation, 2)
         self.recompute = False
+        self.formulation = _per_transformer(formulation, 2)
+        self._steps = {shared: self.steps(shared_cls_token=shared) for shared in (False, True)}
         self._cache: FoldCache[Folded] = FoldCache()
 
     def forward(self, x: Tensor, cls_token: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,7 +104,7 @@ class SepTrBlock(reference.SepTrBlock):
                 f"cls_token: expected (1 or batch, 1, 1, {self.dim}) for a batch of {x.shape[0]}, "
                 f"got {tuple(cls_token.shape)}"
             )
-        steps = self.steps(shared_cls_token=cls_token.shape[0] == 1)
+        steps = self._steps[cls_token.shape[0] == 1]
         grid, cls_token = self.transform(self.pixels(x), cls_token[:, 0, 0], steps)
         if self.reconstruct is not None:
             grid = self.reconstruct(grid)
@@ -111,7 +112,8 @@ class SepTrBlock(reference.SepTrBlock):
 
     def pixels(self, x: Tensor) -> Tensor:
         """Pool `x` `(batch, channels, height, width)` into pixels `(batch, height, width, channels)`."""
-        return self.pool(x).permute(0, 2, 3, 1)
+        pooled: Tensor = self.pool(x)
+        return pooled.permute(0, 2, 3, 1)
 
     def steps(self, *, shared_cls_token: bool, last: bool = False, name: str = "block") -> tuple[Step, Step]:
         """Plan both transformers.
@@ -124,15 +126,15 @@ class SepTrBlock(reference.SepTrBlock):
         height, width = self.pos_embedding_h.shape[2] - 1, self.pos_embedding_w.shape[2] - 1
         steps = []
         for position, (axis, transformer, _) in enumerate(self._order()):
-            attention = transformer.layers[0][0].fn
+            attention, mlp = (sublayer.fn for sublayer in transformer.sublayers)
             shape = TransformerShape(
                 axis=axis,
                 rows=width if axis == "height" else height,
                 length=height if axis == "height" else width,
                 dim=self.dim,
-                heads=attention.heads,
-                dim_head=attention.dim_head,
-                mlp_dim=transformer.layers[0][1].fn.net[0].out_features,
+                heads=cast(Attention, attention).heads,
+                dim_head=cast(Attention, attention).dim_head,
+                mlp_dim=cast(nn.Linear, cast(FeedForward, mlp).net[0]).out_features,
                 channels=self.channels if self.project and position == 0 and shared_cls_token else None,
                 last=last and position == 1,
             )
@@ -154,8 +156,8 @@ class SepTrBlock(reference.SepTrBlock):
         device_type, low_rank = grid.device.type, steps[0].formulation == "low-rank"
         autocast = torch.is_autocast_enabled(device_type)
         parameter_dtype = self.pos_embedding_h.dtype
-        cast = autocast and parameter_dtype != torch.float64
-        compute_dtype = torch.get_autocast_dtype(device_type) if cast else parameter_dtype
+        rounded = autocast and parameter_dtype != torch.float64
+        compute_dtype = torch.get_autocast_dtype(device_type) if rounded else parameter_dtype
         if self.project and not low_rank:
             grid = self.projection(grid)
         owned = self.project
@@ -173,7 +175,8 @@ class SepTrBlock(reference.SepTrBlock):
                 if isinstance(attention, LowRank):
                     grid, cls_token = functional.low_rank_pass(grid, attention, mlp, dtype=parameter_dtype, **options)
                 elif step.formulation == "class-only":
-                    cls_token = functional.class_only_pass(grid, cls_token, positions, attention, mlp, **options)
+                    direct = cast(Direct, attention)
+                    cls_token = functional.class_only_pass(grid, cls_token, positions, direct, mlp, **options)
                 else:
                     out = grid if owned else None
                     grid, cls_token = functional.axis_pass(
@@ -198,7 +201,10 @@ class SepTrBlock(reference.SepTrBlock):
 
         def fold() -> Folded:
             return [
-                (self._fold_attention(formulation, transformer, positions, cls_token, dtype), _fold_mlp(transformer, dtype))
+                (
+                    self._fold_attention(formulation, transformer, positions, cls_token, dtype),
+                    _fold_mlp(transformer, dtype),
+                )
                 for formulation, (_, transformer, positions) in zip(formulations, self._order(), strict=True)
             ]
 
@@ -211,7 +217,7 @@ class SepTrBlock(reference.SepTrBlock):
         self, formulation: str, transformer: Transformer, positions: Tensor, cls_token: Tensor, dtype: torch.dtype
     ) -> Direct | Merged | LowRank:
         if formulation == "low-rank":
-            return folding.fold_low_rank(transformer, self.projection, cls_token[0], positions[0, 0])
+            return folding.fold_low_rank(transformer, cast(nn.Linear, self.projection), cls_token[0], positions[0, 0])
         if formulation == "merged":
             return folding.cast(folding.fold_merged(transformer), dtype)
         return folding.cast(folding.fold_direct(transformer), dtype)
@@ -285,9 +291,18 @@ class SepTr(reference.SepTr):
             first_axis=first_axis,
         )
         formulations = _per_transformer(formulation, 2 * depth)
-        for index, block in enumerate(self.transformer):
+        for index, block in enumerate(self.blocks):
             block.formulation = formulations[2 * index : 2 * index + 2]
             block.backend = backends.check_name(backend)
+        self._steps = [
+            block.steps(shared_cls_token=index == 0, last=index == depth - 1, name=f"block {index}")
+            for index, block in enumerate(self.blocks)
+        ]
+
+    @property
+    def blocks(self) -> list[SepTrBlock]:
+        """The blocks in order."""
+        return [cast(SepTrBlock, block) for block in self.transformer]
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Classify spectrograms.
@@ -303,39 +318,30 @@ class SepTr(reference.SepTr):
             ValueError: where a shape does not fit, with what was expected.
             TypeError: where dtypes or devices of input and parameters differ.
         """
-        first = self.transformer[0]
+        first = self.blocks[0]
         _check_input(self, x, first.channels, first.input_size)
         grid, cls_token = first.pixels(x), self.cls_token[0, 0]
-        for block, steps in zip(self.transformer, self._steps(), strict=True):
+        for block, steps in zip(self.blocks, self._steps, strict=True):
             grid, cls_token = block.transform(grid, cls_token, steps)
         logits = self.fc(cls_token)
         return (logits, cls_token) if self.return_cls else logits
 
     def plan(self) -> Plan:
         """The formulation of every transformer and what it costs; `print` it for a table."""
-        steps = tuple(step for pair in self._steps() for step in pair)
-        return Plan(steps, self.fc.out_features)
+        steps = tuple(step for pair in self._steps for step in pair)
+        return Plan(steps, self.fc.out_features, self.fc.weight.element_size())
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute in the backward pass: a tenth of the memory of the original for about a third more work."""
-        for block in self.transformer:
+        for block in self.blocks:
             block.recompute = enable
-
-    def _steps(self) -> list[tuple[Step, Step]]:
-        last = len(self.transformer) - 1
-        return [
-            block.steps(shared_cls_token=index == 0, last=index == last, name=f"block {index}")
-            for index, block in enumerate(self.transformer)
-        ]
 
 
 def _fold_mlp(transformer: Transformer, dtype: torch.dtype) -> Mlp:
     return folding.cast(folding.fold_mlp(transformer), dtype)
 
 
-def _per_transformer(
-    formulation: str | Sequence[str | None] | None, transformers: int
-) -> tuple[str | None, ...]:
+def _per_transformer(formulation: str | Sequence[str | None] | None, transformers: int) -> tuple[str | None, ...]:
     """One forced formulation, or None, for each transformer; raise `ValueError` for what cannot be."""
     each = [formulation] * transformers if formulation is None or isinstance(formulation, str) else list(formulation)
     if len(each) != transformers:

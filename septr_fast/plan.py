@@ -3,11 +3,13 @@
 Work is counted as the floating-point operations of matrix products, 2 per multiply-add, which is what
 `torch.utils.flop_counter` counts too. Formulations are compared by the work of one row, without the
 folding of the weights: that is done once for all rows of all samples, and in evaluation only once.
+
+Memory is counted as the values that autograd keeps for the backward pass, the few values per token of
+the statistics left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 FORMULATIONS = ("direct", "merged", "low-rank", "class-only")
@@ -41,6 +43,7 @@ class TransformerShape:
 
     @property
     def tokens(self) -> int:
+        """Tokens per sequence, the class token included."""
         return self.length + 1
 
     @property
@@ -107,6 +110,21 @@ def fold_flops(shape: TransformerShape, formulation: str) -> int:
     return 0
 
 
+def row_saved_values(shape: TransformerShape, formulation: str) -> int:
+    """Values that autograd keeps of one sequence in `formulation`, without recomputation."""
+    tokens, dim, heads, width = shape.tokens, shape.dim, shape.heads, shape.heads * shape.dim_head
+    mlp = 2 * dim + 2 * shape.mlp_dim
+    if formulation == "direct":
+        return tokens * (2 * dim + 4 * width + heads * tokens + mlp)
+    if formulation == "merged":
+        return tokens * (2 * dim + 2 * heads * dim + heads * tokens + mlp)
+    if formulation == "low-rank":
+        return tokens * (heads * (3 * tokens + 3 * (shape.channels or 0)) + mlp)
+    if formulation == "class-only":
+        return 2 * shape.length * dim + 3 * heads * shape.tokens + heads * dim + width + mlp
+    raise ValueError(f"formulation: expected one of {', '.join(FORMULATIONS)}, got {formulation!r}")
+
+
 @dataclass(frozen=True)
 class Step:
     """One transformer of a plan: its shape and the formulation that it takes."""
@@ -127,7 +145,18 @@ class Step:
 
     @property
     def fold_flops(self) -> int:
+        """Work of folding this transformer's weights."""
         return fold_flops(self.shape, self.formulation)
+
+    @property
+    def reference_saved_values(self) -> int:
+        """Values kept of a sample for the backward pass as the original is written."""
+        return self.shape.rows * row_saved_values(self.shape, "direct")
+
+    @property
+    def saved_values(self) -> int:
+        """Values kept of a sample for the backward pass as it runs here."""
+        return self.shape.rows * row_saved_values(self.shape, self.formulation)
 
 
 @dataclass(frozen=True)
@@ -135,10 +164,16 @@ class Plan:
     """The steps of a model, in the order in which they run, and its classifier.
 
     `print(plan)` shows a table. All totals are of one forward pass.
+
+    Attributes:
+        steps: the transformers.
+        num_classes: outputs of the classifier.
+        itemsize: bytes per value.
     """
 
     steps: tuple[Step, ...]
     num_classes: int
+    itemsize: int = 4
 
     def _classifier(self, batch: int) -> int:
         return 2 * batch * self.steps[-1].shape.dim * self.num_classes
@@ -151,3 +186,45 @@ class Plan:
         """Work of this package for `batch` samples, with the folding unless the weights are `folded` already."""
         work = batch * sum(step.flops for step in self.steps) + self._classifier(batch)
         return work if folded else work + sum(step.fold_flops for step in self.steps)
+
+    def reference_saved_bytes(self) -> int:
+        """Bytes that the original keeps of one sample for the backward pass."""
+        return self.itemsize * sum(step.reference_saved_values for step in self.steps)
+
+    def saved_bytes(self) -> int:
+        """Bytes that this package keeps of one sample for the backward pass, without recomputation."""
+        return self.itemsize * sum(step.saved_values for step in self.steps)
+
+    def __str__(self) -> str:
+        header = ("transformer", "formulation", "rows x tokens", "MFLOP/row", "as run", "saved MB", "as run")
+        table = [header, *(self._cells(step) for step in self.steps)]
+        widths = [max(len(row[column]) for row in table) for column in range(len(header))]
+        lines = [
+            "  ".join(cell.ljust(width) if column < 3 else cell.rjust(width) for column, (cell, width) in pairs)
+            for pairs in (list(enumerate(zip(row, widths, strict=True))) for row in table)
+        ]
+        lines.insert(1, "  ".join("-" * width for width in widths))
+        return "\n".join([*lines, "", *self._totals()])
+
+    def _cells(self, step: Step) -> tuple[str, ...]:
+        shape, megabytes = step.shape, self.itemsize / 1e6
+        return (
+            step.name,
+            step.formulation,
+            f"{shape.rows} x {shape.tokens}",
+            f"{step.reference_flops / shape.rows / 1e6:.1f}",
+            f"{step.flops / shape.rows / 1e6:.1f}",
+            f"{step.reference_saved_values * megabytes:.1f}",
+            f"{step.saved_values * megabytes:.1f}",
+        )
+
+    def _totals(self) -> list[str]:
+        written, run = self.reference_flops(), self.flops()
+        kept_written, kept_run = self.reference_saved_bytes(), self.saved_bytes()
+        fold = sum(step.fold_flops for step in self.steps)
+        return [
+            f"per spectrogram: {written / 1e9:.2f} GFLOP as written, {run / 1e9:.2f} as run ({run / written:.1%}),",
+            f"{fold / 1e9:.2f} of them to fold the weights, once per training step or once in evaluation;",
+            f"kept for backward: {kept_written / 1e6:.1f} MB as written, {kept_run / 1e6:.1f} as run "
+            f"({kept_run / kept_written:.1%}), without recomputation",
+        ]

@@ -9,6 +9,8 @@ parameters under the names that published checkpoints use.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
@@ -44,10 +46,12 @@ class Attention(nn.Module):
         self.to_out = nn.Identity() if single_full_head else projection
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return what each token of `x` attends to, in the shape of `x`."""
         query, key, value = rearrange(self.to_qkv(x), "... n (qkv h d) -> qkv ... h n d", qkv=3, h=self.heads)
         scores = torch.matmul(query, key.transpose(-1, -2)) * self.dim_head**-0.5
         attended = torch.matmul(scores.softmax(dim=-1), value)
-        return self.to_out(rearrange(attended, "... h n d -> ... n (h d)"))
+        out: Tensor = self.to_out(rearrange(attended, "... h n d -> ... n (h d)"))
+        return out
 
 
 class FeedForward(nn.Module):
@@ -60,7 +64,9 @@ class FeedForward(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
+        """Return the MLP of every token of `x`, in the shape of `x`."""
+        out: Tensor = self.net(x)
+        return out
 
 
 class PreNorm(nn.Module):
@@ -72,7 +78,9 @@ class PreNorm(nn.Module):
         self.fn = fn
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fn(self.norm(x))
+        """Return `fn` of the normalized tokens."""
+        out: Tensor = self.fn(self.norm(x))
+        return out
 
 
 class Transformer(nn.Module):
@@ -84,10 +92,16 @@ class Transformer(nn.Module):
         feed_forward = PreNorm(dim, FeedForward(dim, mlp_dim, dropout))
         self.layers = nn.ModuleList([nn.ModuleList([attention, feed_forward])])
 
+    @property
+    def sublayers(self) -> tuple[PreNorm, PreNorm]:
+        """The attention and the MLP, each with its norm."""
+        attention, feed_forward = cast(nn.ModuleList, self.layers[0])
+        return cast(PreNorm, attention), cast(PreNorm, feed_forward)
+
     def forward(self, x: Tensor) -> Tensor:
-        for attention, feed_forward in self.layers:
-            x = attention(x) + x
-            x = feed_forward(x) + x
+        """Return `x` after both sublayers, in its shape."""
+        for sublayer in self.sublayers:
+            x = sublayer(x) + x
         return x
 
 
@@ -147,11 +161,13 @@ class SepTrBlock(nn.Module):
         return self.upsample(rearrange(grid, "b h w c -> b c h w")), cls_token
 
     def along_height(self, grid: Tensor, cls_token: Tensor) -> tuple[Tensor, Tensor]:
+        """Attend inside each column of `grid` `(batch, height, width, dim)`."""
         columns = rearrange(grid, "b h w d -> b w h d")
         columns, cls_token = attend(columns, cls_token, self.pos_embedding_h, self.transformer_h)
         return rearrange(columns, "b w h d -> b h w d"), cls_token
 
     def along_width(self, grid: Tensor, cls_token: Tensor) -> tuple[Tensor, Tensor]:
+        """Attend inside each row of `grid` `(batch, height, width, dim)`."""
         return attend(grid, cls_token, self.pos_embedding_w, self.transformer_w)
 
 
@@ -172,7 +188,7 @@ def attend(
 class SepTr(nn.Module):
     """The classifier; see `septr_fast.SepTr` for the arguments."""
 
-    block_type = SepTrBlock
+    block_type: type[SepTrBlock] = SepTrBlock
 
     def __init__(
         self,

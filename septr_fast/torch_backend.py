@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from septr_fast.folding import Direct, LowRank, Merged, Mlp, accumulation_dtype
+from septr_fast.folding import Direct, LowRank, Merged, Mlp
 
 CPU_CHUNK_BYTES = 6 << 20
 DEVICE_CHUNK_BYTES = 4 << 30
@@ -38,17 +38,16 @@ def axis_pass(
     """See `septr_fast.functional.axis_pass`."""
     rows = _rows(grid, axis)
     tokens, dim = rows.shape[2] + 1, rows.shape[3]
-    attend = direct_attention if isinstance(attention, Direct) else merged_attention
-    width = attention.query_weight.shape[0] if isinstance(attention, Merged) else attention.qkv_weight.shape[0]
+    widest = attention.query_weight if isinstance(attention, Merged) else attention.qkv_weight
 
     def transform(sample: slice, row: slice) -> Tensor:
         body = rows[sample, row]
         front = cls_token[sample, None, None].expand(-1, body.shape[1], 1, dim)
         x = torch.cat([front, body], dim=2) + pos_embedding
-        y = _sublayer(lambda x: x + F.dropout(attend(x, attention), dropout), x.flatten(0, 1), recompute)
+        y = _sublayer(lambda x: x + F.dropout(_attention(x, attention), dropout), x.flatten(0, 1), recompute)
         return _sublayer(lambda y: y + _mlp(y, mlp, dropout), y, recompute).view_as(x)
 
-    chunks = _chunks(rows, tokens * width * _itemsize(attention.out_weight, grid))
+    chunks = _chunks(rows, tokens * widest.shape[0] * widest.element_size())
     return _assemble(chunks, transform, grid.shape[:3], axis, out)
 
 
@@ -110,6 +109,10 @@ def class_only_pass(
     return _mean_over_rows(parts, *rows.shape[:2])
 
 
+def _attention(x: Tensor, weights: Direct | Merged) -> Tensor:
+    return direct_attention(x, weights) if isinstance(weights, Direct) else merged_attention(x, weights)
+
+
 def direct_attention(x: Tensor, weights: Direct) -> Tensor:
     """Attention of `x` `(rows, tokens, dim)` with separate queries, keys and values; same shape out."""
     rows = x.shape[0]
@@ -169,7 +172,7 @@ def class_only_attention(body: Tensor, cls_token: Tensor, weights: Direct) -> Te
         projected: the query is taken back through the key weights, and the attended tokens forward
         through the value weights. The key bias cancels in the softmax.
     """
-    batch, rows, _, dim = body.shape
+    batch, rows = body.shape[:2]
     query_weight, key_weight, value_weight = weights.qkv_weight.unflatten(0, (3, weights.heads, -1))
     query_bias, _, value_bias = weights.qkv_bias.unflatten(0, (3, weights.heads, -1))
     normalized = _normalize(body, key_weight.dtype)
@@ -217,28 +220,28 @@ def _rows(grid: Tensor, axis: str) -> Tensor:
     return grid.transpose(1, 2) if axis == "height" else grid
 
 
-def _itemsize(weight: Tensor | None, grid: Tensor) -> int:
-    return grid.element_size() if weight is None else weight.element_size()
-
-
 def _chunks(rows: Tensor, bytes_per_row: int) -> Iterator[tuple[slice, slice]]:
     """Slices `(samples, rows)` that cover `rows` `(batch, rows, …)`, each within the device's chunk size.
 
-    On a CPU a chunk never holds two samples, so that no sample's arithmetic depends on the batch.
+    Without gradients a chunk on a CPU never holds two samples, so that no sample's arithmetic depends
+    on the batch.
     """
     batch, count = rows.shape[:2]
     if torch.compiler.is_compiling() or batch == 0:
         yield slice(None), slice(None)
         return
-    if rows.device.type == "cpu":
-        step = max(1, CPU_CHUNK_BYTES // bytes_per_row)
-        samples = 1
-    else:
-        step = max(1, min(DEVICE_CHUNK_BYTES // bytes_per_row, 32768))
-        samples = max(1, step // count)
+    on_cpu = rows.device.type == "cpu"
+    budget = CPU_CHUNK_BYTES if on_cpu else DEVICE_CHUNK_BYTES
+    step = max(1, min(budget // bytes_per_row, 32768))
+    step = _ceil_div(count, _ceil_div(count, step)) if step < count else step
+    samples = 1 if on_cpu and not torch.is_grad_enabled() else max(1, step // count)
     for sample in range(0, batch, samples):
         for row in range(0, count, step):
             yield slice(sample, sample + samples), slice(row, row + step)
+
+
+def _ceil_div(value: int, divisor: int) -> int:
+    return -(-value // divisor)
 
 
 def _assemble(
@@ -255,7 +258,8 @@ def _assemble(
     """
     batch, height, width = grid_shape
     count = width if axis == "height" else height
-    bodies, class_tokens = [], []
+    bodies: list[Tensor] = []
+    class_tokens: list[Tensor] = []
     for sample, row in chunks:
         tokens = transform(sample, row)
         class_tokens.append(tokens[:, :, 0].clone())
@@ -268,6 +272,7 @@ def _assemble(
     if bodies:
         body = bodies[0] if len(bodies) == 1 else torch.cat(bodies)
         out = _rows(body.unflatten(0, (batch, count)), axis)
+    assert out is not None
     return out, _mean_over_rows(class_tokens, batch, count)
 
 
