@@ -20,8 +20,16 @@ setup(
     extras_require={
         "triton": ["triton>=3.6"],
         "benchmark": benchmark,
-        "speech": ["espeakng-loader>=0.2"],
-        "dev": [*benchmark, "mypy>=1.13", "pytest-xdist>=3.6", "ruff>=0.8", "safetensors>=0.4"],
+        "speech": ["espeakng-loader>=0.2", "tqdm>=4.66"],
+        "dev": [
+            *benchmark,
+            "librosa>=0.10",
+            "mypy>=1.13",
+            "pytest-xdist>=3.6",
+            "ruff>=0.8",
+            "safetensors>=0.4",
+            "types-tqdm",
+        ],
     },
     classifiers=[
         "Programming Language :: Python :: 3",

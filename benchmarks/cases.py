@@ -23,7 +23,7 @@ class Case:
         task: "inference" or "training step" (forward, backward, AdamW).
         batch: spectrograms at a time.
         config: constructor arguments of the model, `input_size` among them.
-        rounds: how often the baseline is timed.
+        rounds: how often each model is timed.
     """
 
     task: str
@@ -49,9 +49,9 @@ class Case:
 
 
 FULL = (
-    Case("inference", 1, {"input_size": (128, 128)}, rounds=7),
-    Case("inference", 4, {"input_size": (64, 64)}, rounds=7),
-    Case("training step", 2, {"input_size": (64, 64)}, rounds=7),
+    Case("inference", 1, {"input_size": (128, 128)}, rounds=5),
+    Case("inference", 4, {"input_size": (64, 64)}, rounds=5),
+    Case("training step", 2, {"input_size": (64, 64)}, rounds=5),
 )
 """The default setting: minutes on two cores."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,15 +80,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def progress(request: pytest.FixtureRequest) -> Iterator[Progress]:
-    calls = sum(rounds_of(case, model) + 1 for case in settings(request.config) for model in case.models)
+    calls = sum((case.rounds + 1) * len(case.models) for case in settings(request.config))
     progress = Progress(request.config, calls)
     yield progress
     progress.close()
-
-
-def rounds_of(case: Case, model: str) -> int:
-    """How often `model` is timed: the faster ones twice as often as the baseline."""
-    return case.rounds if model == BASELINE else 2 * case.rounds
 
 
 @pytest.fixture(scope="session")
@@ -143,6 +139,7 @@ def results(config: pytest.Config) -> list[report.Result]:
             continue
         detail = details[key]
         stats = times[key].stats
+        ratios = detail.get("ratios", [1.0])
         found.append(
             report.Result(
                 case=key[0],
@@ -150,7 +147,9 @@ def results(config: pytest.Config) -> list[report.Result]:
                 seconds=stats.median,
                 spread=stats.iqr,
                 rounds=stats.rounds,
-                ratio=times[key[0], BASELINE].stats.median / stats.median,
+                ratio=statistics.median(ratios),
+                lowest_ratio=min(ratios),
+                highest_ratio=max(ratios),
                 gflop=detail["gflop"],
                 saved_mb=detail["saved_mb"],
                 error=detail["error"],
@@ -169,8 +168,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     terminalreporter.ensure_newline()
     terminalreporter.section("SepTr against the plain model")
     terminalreporter.write_line(
-        f"{about['processor']}, {about['threads']} threads, torch {about['torch']}, float32; medians ± half the "
-        "interquartile range; 'faster' is the reference's median over the model's"
+        f"{about['processor']}, {about['threads']} threads, torch {about['torch']}, float32; {report.LEGEND}"
     )
     terminalreporter.write_line("\n" + report.table(found) + "\n")
     audio = config.getoption("--audio")

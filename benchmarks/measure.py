@@ -49,7 +49,8 @@ class _Storages(TorchDispatchMode):
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in given:
                 storage = leaf.untyped_storage()
-                self.seen[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+                weak = StorageWeakRef(storage)
+                self.seen[storage._cdata] = weak, storage.nbytes()
         return result
 
     def alive(self) -> int:

@@ -15,6 +15,10 @@ import torch
 
 from benchmarks.cases import BASELINE
 
+LEGEND = (
+    "median ± half the interquartile range; 'faster' is the reference's time over the model's, each call timed "
+    "beside a call of the reference: median, lowest and highest"
+)
 _COLORS = {BASELINE: "#9aa5b1", "SepTr": "#0b6e4f", "SepTr, recomputing": "#6fb98f"}
 
 
@@ -28,7 +32,9 @@ class Result:
         seconds: median time of one call.
         spread: interquartile range of the times, in seconds.
         rounds: calls timed.
-        ratio: the baseline's median over this one's.
+        ratio: the baseline's time over this one's, call beside call; the median.
+        lowest_ratio: the lowest of those ratios.
+        highest_ratio: the highest.
         gflop: work of a call, from counted matrix products.
         saved_mb: megabytes alive after the forward pass of a training step, parameters left out; None for inference.
         error: largest error of the logits against float64.
@@ -41,6 +47,8 @@ class Result:
     spread: float
     rounds: int
     ratio: float
+    lowest_ratio: float
+    highest_ratio: float
     gflop: float
     saved_mb: float | None
     error: float
@@ -55,7 +63,7 @@ def table(results: list[Result]) -> str:
             result.case,
             result.model,
             f"{_duration(result.seconds)} ± {_duration(result.spread / 2)}",
-            f"{result.ratio:.2f} x",
+            "" if result.model == BASELINE else f"{result.ratio:.2f} x ({_range(result)})",
             f"{result.gflop:.3g}",
             "" if result.saved_mb is None else f"{result.saved_mb:.4g} MB",
             f"{result.error:.1e}",
@@ -68,6 +76,10 @@ def table(results: list[Result]) -> str:
         for row in (header, tuple("-" * width for width in widths), *rows)
     ]
     return "\n".join(lines)
+
+
+def _range(result: Result) -> str:
+    return f"{result.lowest_ratio:.2f} to {result.highest_ratio:.2f}"
 
 
 def _duration(seconds: float) -> str:
@@ -96,9 +108,10 @@ def chart(results: list[Result], path: Path) -> None:
                 if result is None or base is None:
                     continue
                 value = getattr(result, attribute)
+                share = 1 / result.ratio if attribute == "seconds" else value / base
                 place = index + (offset - (len(models) - 1) / 2) * height
-                axis.barh(place, value / base, height * 0.92, color=_COLORS[model])
-                axis.text(value / base + 0.015, place, _label(value, attribute), va="center", fontsize=8)
+                axis.barh(place, share, height * 0.92, color=_COLORS[model])
+                axis.text(share + 0.015, place, _label(value, attribute), va="center", fontsize=8)
         axis.set_title(f"{title}, reference = 1", fontsize=10)
         axis.set_xlim(0, 1.3)
         axis.spines[["top", "right"]].set_visible(False)
@@ -161,3 +174,28 @@ def load(path: Path) -> tuple[dict[str, Any], list[Result]]:
     """The stamp and the results that `store` wrote."""
     content = json.loads(path.read_text(encoding="utf-8"))
     return content, [Result(**result) for result in content.pop("results")]
+
+
+def section(path: Path) -> str:
+    """The README's part on one file of results: the machine, and the table."""
+    about, results = load(path)
+    where = about["machine"]
+    return (
+        f"Measured on {where['processor']}, {where['threads']} threads, torch {where['torch']}, float32, "
+        f"{where['date']}, commit {where['commit']} ([figures]({path.as_posix()})): {LEGEND}.\n\n{table(results)}"
+    )
+
+
+def update(readme: Path, path: Path) -> None:
+    """Write `section(path)` between the markers in `readme`; raise `ValueError` if they are not there."""
+    start, end = "<!-- results -->\n", "\n<!-- end of results -->"
+    text = readme.read_text(encoding="utf-8")
+    before, found, rest = text.partition(start)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise ValueError(f"readme: expected the markers {start!r} and {end!r} in {readme}")
+    readme.write_text(before + start + section(path) + end + after, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    update(Path("README.md"), Path("benchmarks/results/cpu.json"))

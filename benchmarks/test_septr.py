@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from benchmarks import measure, parity
 from benchmarks.audio import Clips
 from benchmarks.cases import BASELINE, Case, build, step
-from benchmarks.conftest import Progress, rounds_of
+from benchmarks.conftest import Progress
 
 
 @pytest.fixture(scope="session")
@@ -60,6 +61,7 @@ def test_septr(
 
     training = case.task == "training step"
     task = step(model, case.task)
+    beside = Beside(case, len(data.classes)) if model_name != BASELINE else None
     details[case.name, model_name] = {
         "gflop": measure.flops(lambda: task(x, labels)) / 1e9,
         "saved_mb": measure.held_bytes(model, x) / 1e6 if training else None,
@@ -67,12 +69,41 @@ def test_septr(
     }
 
     def setup() -> tuple[tuple[Tensor, Tensor], dict[str, Any]]:
+        batch = next(stream)
         progress.advance(f"{case.name}: {model_name}")
-        return next(stream), {}
+        if beside is not None:
+            beside.call(*batch)
+        return batch, {}
 
     benchmark.group = case.name
     benchmark.extra_info["model"] = model_name
     benchmark.extra_info.update(details[case.name, model_name])
-    logits = benchmark.pedantic(task, setup=setup, rounds=rounds_of(case, model_name), warmup_rounds=1)
+    logits = benchmark.pedantic(task, setup=setup, rounds=case.rounds, warmup_rounds=1)
     assert logits.shape == (case.batch, len(data.classes))
     assert torch.isfinite(logits).all()
+    if benchmark.stats is not None and beside is not None:
+        details[case.name, model_name]["ratios"] = beside.ratios(benchmark.stats.stats.data)
+        benchmark.extra_info["ratios"] = details[case.name, model_name]["ratios"]
+
+
+class Beside:
+    """The baseline, called before every call of another model, so that both see the same machine.
+
+    A machine that is shared or that warms up changes its speed within minutes: two medians taken one after
+    the other can differ by a third. The ratio of two calls side by side does not.
+    """
+
+    def __init__(self, case: Case, num_classes: int) -> None:
+        self.task = step(build(BASELINE, case, num_classes), case.task)
+        self.seconds: list[float] = []
+
+    def call(self, x: Tensor, labels: Tensor) -> None:
+        """One timed call of the baseline."""
+        start = time.perf_counter()
+        self.task(x, labels)
+        self.seconds.append(time.perf_counter() - start)
+
+    def ratios(self, seconds: list[float]) -> list[float]:
+        """The baseline's time over the model's `seconds`, call by call; the calls of the warm-up left out."""
+        baseline = self.seconds[len(self.seconds) - len(seconds) :]
+        return [plain / ours for plain, ours in zip(baseline, seconds, strict=True)]

@@ -100,8 +100,8 @@ class LowRank:
         pixel_position: `(channels, heads * tokens)`, F.
         position_position: `(tokens, heads, tokens)`, T.
         position_bias: `(heads * tokens,)`, f.
-        position_values: `(heads * tokens, dim)`, `c̄ N` stacked over the heads.
-        pixel_values: `(heads * channels, dim)`, `Ā N` stacked over the heads.
+        position_values: `(dim, heads * tokens)`, `c̄ N` transposed, the heads side by side.
+        pixel_values: `(dim, heads * channels)`, `Ā N` transposed, the heads side by side.
         out_bias: `(dim,)`.
     """
 
@@ -266,8 +266,8 @@ def fold_low_rank(transformer: Transformer, projection: nn.Linear, cls_token: Te
         pixel_position=scores[:, :channels, channels:].transpose(0, 1).flatten(1),
         position_position=scores[:, channels:, channels:].transpose(0, 1),
         position_bias=bias[:, channels:].flatten(),
-        position_values=value[:, channels:].flatten(0, 1),
-        pixel_values=value[:, :channels].flatten(0, 1),
+        position_values=value[:, channels:].flatten(0, 1).T,
+        pixel_values=value[:, :channels].flatten(0, 1).T,
         out_bias=_folded_out_bias(weights),
     )
 

@@ -9,7 +9,8 @@ large as memory allows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import starmap
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from septr_fast.folding import Direct, LowRank, Merged, Mlp
+from septr_fast.linear import linear
 
 CPU_CHUNK_BYTES = 6 << 20
 DEVICE_CHUNK_BYTES = 4 << 30
@@ -40,15 +42,14 @@ def axis_pass(
     tokens, dim = rows.shape[2] + 1, rows.shape[3]
     widest = attention.query_weight if isinstance(attention, Merged) else attention.qkv_weight
 
-    def transform(sample: slice, row: slice) -> Tensor:
-        body = rows[sample, row]
-        front = cls_token[sample, None, None].expand(-1, body.shape[1], 1, dim)
+    def transform(body: Tensor, cls_token: Tensor) -> Tensor:
+        front = cls_token[:, None, None].expand(-1, body.shape[1], 1, dim)
         x = torch.cat([front, body], dim=2) + pos_embedding
         y = _sublayer(lambda x: x + F.dropout(_attention(x, attention), dropout), x.flatten(0, 1), recompute)
         return _sublayer(lambda y: y + _mlp(y, mlp, dropout), y, recompute).view_as(x)
 
-    chunks = _chunks(rows, tokens * widest.shape[0] * widest.element_size())
-    return _assemble(chunks, transform, grid.shape[:3], axis, out)
+    chunks = _chunks(rows, tokens * widest.shape[0] * widest.element_size(), cls_token)
+    return _assemble(starmap(transform, chunks), grid.shape[:3], axis, out)
 
 
 def low_rank_pass(
@@ -67,18 +68,18 @@ def low_rank_pass(
     residual_dtype = pixels.dtype if dtype is None else dtype
 
     def attention_sublayer(s: Tensor) -> Tensor:
-        token = F.linear(s.to(attention.square.dtype), attention.token_weight) + attention.token_bias
+        token = linear(s.to(attention.square.dtype), attention.token_weight) + attention.token_bias
         attended = low_rank_attention(s.to(attention.square.dtype), attention, mlp.out_weight.dtype)
         return token.to(residual_dtype) + F.dropout(attended, dropout)
 
-    def transform(sample: slice, row: slice) -> Tensor:
-        s = F.pad(rows[sample, row], (0, 0, 1, 0))
+    def transform(body: Tensor) -> Tensor:
+        s = F.pad(body, (0, 0, 1, 0))
         y = _sublayer(attention_sublayer, s.flatten(0, 1), recompute)
         y = _sublayer(lambda y: y + _mlp(y, mlp, dropout), y, recompute)
         return y.view(*s.shape[:3], dim)
 
     chunks = _chunks(rows, 4 * tokens * attention.heads * tokens)
-    return _assemble(chunks, transform, pixels.shape[:3], axis, None)
+    return _assemble(starmap(transform, chunks), pixels.shape[:3], axis, None)
 
 
 def class_only_pass(
@@ -94,7 +95,6 @@ def class_only_pass(
 ) -> Tensor:
     """See `septr_fast.functional.class_only_pass`."""
     rows = _rows(grid, axis)
-    dim = rows.shape[3]
     cls_token = cls_token + pos_embedding[0]
 
     def transform(body: Tensor, cls_token: Tensor) -> Tensor:
@@ -102,10 +102,8 @@ def class_only_pass(
         y = cls_token.unsqueeze(1) + F.dropout(y, dropout)
         return y + _mlp(y, mlp, dropout)
 
-    parts = [
-        _sublayer(transform, rows[sample, row], recompute, cls_token[sample])
-        for sample, row in _chunks(rows, rows.shape[2] * dim * grid.element_size())
-    ]
+    chunks = _chunks(rows, rows.shape[2] * rows.shape[3] * grid.element_size(), cls_token)
+    parts = [_sublayer(transform, body, recompute, front) for body, front in chunks]
     return _mean_over_rows(parts, *rows.shape[:2])
 
 
@@ -115,11 +113,10 @@ def _attention(x: Tensor, weights: Direct | Merged) -> Tensor:
 
 def direct_attention(x: Tensor, weights: Direct) -> Tensor:
     """Attention of `x` `(rows, tokens, dim)` with separate queries, keys and values; same shape out."""
-    rows = x.shape[0]
-    qkv = F.linear(_normalize(x, weights.qkv_weight.dtype), weights.qkv_weight, weights.qkv_bias)
-    query, key, value = qkv.unflatten(2, (3, weights.heads, -1)).permute(2, 0, 3, 1, 4).flatten(1, 2)
-    attended = _attend(query, key, value).unflatten(0, (rows, weights.heads)).transpose(1, 2).flatten(2)
-    return attended if weights.out_weight is None else F.linear(attended, weights.out_weight, weights.out_bias)
+    qkv = linear(_normalize(x, weights.qkv_weight.dtype), weights.qkv_weight, weights.qkv_bias)
+    query, key, value = qkv.unflatten(2, (3, weights.heads, -1)).permute(2, 0, 3, 1, 4)
+    attended = _attend(query, key, value).transpose(1, 2).flatten(2)
+    return attended if weights.out_weight is None else linear(attended, weights.out_weight, weights.out_bias)
 
 
 def merged_attention(x: Tensor, weights: Merged) -> Tensor:
@@ -129,9 +126,10 @@ def merged_attention(x: Tensor, weights: Merged) -> Tensor:
     """
     rows, tokens, dim = x.shape
     normalized = _normalize(x, weights.query_weight.dtype)
-    query = F.linear(normalized, weights.query_weight, weights.query_bias).view(rows, tokens * weights.heads, dim)
+    query = linear(normalized, weights.query_weight, weights.query_bias).view(rows, 1, tokens * weights.heads, dim)
+    normalized = normalized.unsqueeze(1)
     attended = _attend(query, normalized, normalized).view(rows, tokens, weights.heads * dim)
-    return F.linear(attended, weights.out_weight, weights.out_bias)
+    return linear(attended, weights.out_weight, weights.out_bias)
 
 
 def low_rank_attention(s: Tensor, weights: LowRank, dtype: torch.dtype) -> Tensor:
@@ -155,8 +153,8 @@ def low_rank_attention(s: Tensor, weights: LowRank, dtype: torch.dtype) -> Tenso
     probability = scores.softmax(dim=-1)
     from_pixels = torch.bmm(probability, u).view(rows * tokens, heads * channels)
     from_positions = (probability * r.view(rows, 1, tokens)).view(rows * tokens, heads * tokens)
-    out = torch.addmm(weights.out_bias.to(dtype), from_positions.to(dtype), weights.position_values.to(dtype))
-    return torch.addmm(out, from_pixels.to(dtype), weights.pixel_values.to(dtype)).unflatten(0, (rows, tokens))
+    out = linear(from_positions.to(dtype), weights.position_values.to(dtype), weights.out_bias.to(dtype))
+    return (out + linear(from_pixels.to(dtype), weights.pixel_values.to(dtype))).unflatten(0, (rows, tokens))
 
 
 def class_only_attention(body: Tensor, cls_token: Tensor, weights: Direct) -> Tensor:
@@ -177,7 +175,7 @@ def class_only_attention(body: Tensor, cls_token: Tensor, weights: Direct) -> Te
     query_bias, _, value_bias = weights.qkv_bias.unflatten(0, (3, weights.heads, -1))
     normalized = _normalize(body, key_weight.dtype)
     normalized_cls = _normalize(cls_token, key_weight.dtype)
-    query = F.linear(normalized_cls, query_weight.flatten(0, 1), query_bias.flatten())
+    query = linear(normalized_cls, query_weight.flatten(0, 1), query_bias.flatten())
     query = torch.bmm(query.unflatten(1, (weights.heads, -1)).transpose(0, 1), key_weight).transpose(0, 1)
     cls_scores = torch.bmm(query, normalized_cls.unsqueeze(2)).unsqueeze(1).expand(-1, rows, -1, -1)
     scores = torch.matmul(query.unsqueeze(1), normalized.transpose(2, 3))
@@ -187,20 +185,22 @@ def class_only_attention(body: Tensor, cls_token: Tensor, weights: Direct) -> Te
     per_head = attended.flatten(0, 1).transpose(0, 1)
     value = torch.baddbmm(value_bias.unsqueeze(1), per_head, value_weight.transpose(1, 2)).transpose(0, 1)
     value = value.flatten(1).unflatten(0, (batch, rows))
-    return value if weights.out_weight is None else F.linear(value, weights.out_weight, weights.out_bias)
+    return value if weights.out_weight is None else linear(value, weights.out_weight, weights.out_bias)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """softmax(query keyᵀ) value over `(rows, tokens, dim)`, the scale already in the query."""
-    if query.is_cuda or key.shape[1] > STREAMED_TOKENS:
-        query, key, value = (part.unsqueeze(1) for part in (query, key, value))
-        return F.scaled_dot_product_attention(query, key, value, scale=1.0).squeeze(1)
-    return torch.bmm(torch.bmm(query, key.transpose(1, 2)).softmax(dim=-1), value)
+    """softmax(query keyᵀ) value over `(rows, heads, tokens, dim)`, the scale already in the query."""
+    if query.is_cuda or key.shape[2] > STREAMED_TOKENS:
+        return F.scaled_dot_product_attention(query, key, value, scale=1.0)
+    heads = query.shape[:2]
+    query, key, value = (part.flatten(0, 1) for part in (query, key, value))
+    attended = torch.bmm(torch.bmm(query, key.transpose(1, 2)).softmax(dim=-1), value)
+    return attended.unflatten(0, heads)
 
 
 def _mlp(x: Tensor, weights: Mlp, dropout: float) -> Tensor:
-    hidden = F.gelu(F.linear(_normalize(x, weights.out_weight.dtype), weights.hidden_weight, weights.hidden_bias))
-    return F.dropout(F.linear(F.dropout(hidden, dropout), weights.out_weight, weights.out_bias), dropout)
+    hidden = F.gelu(linear(_normalize(x, weights.out_weight.dtype), weights.hidden_weight, weights.hidden_bias))
+    return F.dropout(linear(F.dropout(hidden, dropout), weights.out_weight, weights.out_bias), dropout)
 
 
 def _normalize(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -220,62 +220,63 @@ def _rows(grid: Tensor, axis: str) -> Tensor:
     return grid.transpose(1, 2) if axis == "height" else grid
 
 
-def _chunks(rows: Tensor, bytes_per_row: int) -> Iterator[tuple[slice, slice]]:
-    """Slices `(samples, rows)` that cover `rows` `(batch, rows, …)`, each within the device's chunk size.
+def _chunks(rows: Tensor, bytes_per_row: int, *per_sample: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Cut `rows` `(batch, rows, …)` into chunks within the device's chunk size, in order.
 
-    Without gradients a chunk on a CPU never holds two samples, so that no sample's arithmetic depends
-    on the batch.
+    With each chunk comes the part of every tensor of `per_sample` `(batch, …)` that belongs to it. Without
+    gradients a chunk on a CPU never holds two samples, so that no sample's arithmetic depends on the batch.
     """
     batch, count = rows.shape[:2]
     if torch.compiler.is_compiling() or batch == 0:
-        yield slice(None), slice(None)
+        yield rows, *per_sample
         return
     on_cpu = rows.device.type == "cpu"
     budget = CPU_CHUNK_BYTES if on_cpu else DEVICE_CHUNK_BYTES
     step = max(1, min(budget // bytes_per_row, 32768))
-    step = _ceil_div(count, _ceil_div(count, step)) if step < count else step
     samples = 1 if on_cpu and not torch.is_grad_enabled() else max(1, step // count)
-    for sample in range(0, batch, samples):
-        for row in range(0, count, step):
-            yield slice(sample, sample + samples), slice(row, row + step)
+    even_step = _ceil_div(count, _ceil_div(count, step))
+    for part, *others in zip(*(tensor.split(samples) for tensor in (rows, *per_sample)), strict=True):
+        for chunk in part.split(even_step, dim=1):
+            yield chunk, *others
 
 
 def _ceil_div(value: int, divisor: int) -> int:
     return -(-value // divisor)
 
 
-def _assemble(
-    chunks: Iterator[tuple[slice, slice]],
-    transform: Callable[[slice, slice], Tensor],
-    grid_shape: torch.Size,
-    axis: str,
-    out: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Run `transform` on every chunk; return the grid and the class tokens' mean over the rows, `(batch, dim)`.
+def _assemble(chunks: Iterable[Tensor], grid_shape: torch.Size, axis: str, out: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Join `chunks`, tokens `(samples, rows, 1 + length, dim)`, in the order of samples and rows.
 
-    Without gradients the chunks are written into one contiguous grid (`out` where given); with them
-    they are joined once, in the order of the rows.
+    Without gradients they are written into one contiguous grid as they come (`out` where given); with them
+    they are joined at the end.
+
+    Returns:
+        The grid `(batch, height, width, dim)` and the class tokens' mean over the rows, `(batch, dim)`.
     """
     batch, height, width = grid_shape
-    count = width if axis == "height" else height
+    count, length = (width, height) if axis == "height" else (height, width)
+    written = 0
     bodies: list[Tensor] = []
     class_tokens: list[Tensor] = []
-    for sample, row in chunks:
-        tokens = transform(sample, row)
-        class_tokens.append(tokens[:, :, 0].clone())
+    for tokens in chunks:
+        front, body = tokens.split([1, length], dim=2)
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            bodies.append(tokens[:, :, 1:].flatten(0, 1))
+            class_tokens.append(front)
+            bodies.append(body.flatten(0, 1))
             continue
+        class_tokens.append(front.clone())
         if out is None or out.dtype != tokens.dtype:
             out = tokens.new_empty(*grid_shape, tokens.shape[-1])
-        _rows(out, axis)[sample, row] = tokens[:, :, 1:]
+        sample, row = divmod(written, count)
+        _rows(out, axis)[sample : sample + len(body), row : row + body.shape[1]] = body
+        written += len(body) * body.shape[1]
     if bodies:
-        body = bodies[0] if len(bodies) == 1 else torch.cat(bodies)
-        out = _rows(body.unflatten(0, (batch, count)), axis)
+        joined = bodies[0] if len(bodies) == 1 else torch.cat(bodies)
+        out = _rows(joined.unflatten(0, (batch, count)), axis)
     assert out is not None
     return out, _mean_over_rows(class_tokens, batch, count)
 
 
 def _mean_over_rows(parts: list[Tensor], batch: int, rows: int) -> Tensor:
-    """Join class tokens `(samples, rows, dim)` of all chunks and average over the rows: `(batch, dim)`."""
-    return torch.cat([part.flatten(0, 1) for part in parts]).unflatten(0, (batch, rows)).mean(dim=1)
+    """Join class tokens `(samples, rows, …)` of all chunks and average over the rows: `(batch, dim)`."""
+    return torch.cat([part.flatten(0, -2) for part in parts]).unflatten(0, (batch, rows)).mean(dim=1)

@@ -107,16 +107,22 @@ def test_a_sample_does_not_depend_on_its_batch() -> None:
 
 @pytest.mark.parametrize("name", ["square", "many channels", "single full head", "uneven pooling"])
 def test_float32_is_as_accurate_as_the_reference(name: str) -> None:
-    config = SMALL[name]
-    exact, model = pair(config)
-    x = spectrograms(config, batch=4)
-    wanted = gradients(exact, x)
-    ours = gradients(model.float(), x.float())
-    plain = gradients(exact.float(), x.float())
-    for key, value in wanted.items():
-        floor = 2**-23 * value.abs().max().item()
-        allowed = 2 * (plain[key].double() - value).abs().max().item() + floor
-        assert (ours[key].double() - value).abs().max().item() <= allowed, key
+    """Against float64 over six models: no tensor's error above twice the reference's, on average a quarter at most."""
+    ours: dict[str, float] = {}
+    plain: dict[str, float] = {}
+    for _ in range(6):
+        exact, model = pair(SMALL[name])
+        x = spectrograms(SMALL[name], batch=8)
+        wanted = gradients(exact, x)
+        for errors, results in (
+            (ours, gradients(model.float(), x.float())),
+            (plain, gradients(exact.float(), x.float())),
+        ):
+            for key, value in wanted.items():
+                errors[key] = errors.get(key, 0.0) + (results[key].double() - value).square().sum().item()
+    ratios = {key: (ours[key] / plain[key]) ** 0.5 for key in ours}
+    assert all(ratio <= 2 for ratio in ratios.values()), ratios
+    assert sum(ratios.values()) / len(ratios) <= 1.25
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
