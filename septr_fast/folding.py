@@ -37,6 +37,9 @@ from typing import cast as cast_type
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from septr_fast.reference import Attention, FeedForward, Transformer
 
@@ -47,6 +50,7 @@ class Direct:
 
     Attributes:
         heads: number of heads.
+        eps: added to the variance of a token.
         qkv_weight: `(3 * heads * dim_head, dim)`, queries, keys, values, each heads-outermost.
         qkv_bias: `(3 * heads * dim_head,)`.
         out_weight: `(dim, heads * dim_head)`, or None where the original has no output projection.
@@ -54,6 +58,7 @@ class Direct:
     """
 
     heads: int
+    eps: float
     qkv_weight: Tensor
     qkv_bias: Tensor
     out_weight: Tensor | None
@@ -66,6 +71,7 @@ class Merged:
 
     Attributes:
         heads: number of heads.
+        eps: added to the variance of a token.
         query_weight: `(heads * dim, dim)`: normalized token to what is compared with the keys.
         query_bias: `(heads * dim,)`.
         out_weight: `(dim, heads * dim)`: attended tokens of all heads to the output.
@@ -73,6 +79,7 @@ class Merged:
     """
 
     heads: int
+    eps: float
     query_weight: Tensor
     query_bias: Tensor
     out_weight: Tensor
@@ -123,16 +130,36 @@ class LowRank:
 
 
 @dataclass(frozen=True)
+class Dropout:
+    """Probabilities of dropping an output, each 0 where its module is in evaluation.
+
+    Attributes:
+        attention: of the attention's output projection.
+        hidden: of the MLP's first layer.
+        out: of the MLP's second layer.
+    """
+
+    attention: float = 0.0
+    hidden: float = 0.0
+    out: float = 0.0
+
+
+NO_DROPOUT = Dropout()
+
+
+@dataclass(frozen=True)
 class Mlp:
     """The MLP with its LayerNorm folded into the first layer.
 
     Attributes:
+        eps: added to the variance of a token.
         hidden_weight: `(mlp_dim, dim)`.
         hidden_bias: `(mlp_dim,)`.
         out_weight: `(dim, mlp_dim)`.
         out_bias: `(dim,)`.
     """
 
+    eps: float
     hidden_weight: Tensor
     hidden_bias: Tensor
     out_weight: Tensor
@@ -154,12 +181,49 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def check(transformer: Transformer) -> None:
+    """Raise `TypeError` where a module that is read as a weight is not what it was built as.
+
+    An adapter, a quantized layer or another activation in its place would have no effect.
+    """
+    attention, feed_forward = (sublayer.fn for sublayer in transformer.sublayers)
+    _expect(attention, Attention, "attention")
+    _expect(feed_forward, FeedForward, "MLP")
+    net = cast_type(FeedForward, feed_forward).net
+    _expect(cast_type(Attention, attention).to_qkv, nn.Linear, "to_qkv")
+    to_out = cast_type(Attention, attention).to_out
+    if not isinstance(to_out, nn.Identity):
+        _expect(to_out[0], nn.Linear, "to_out.0")
+    for index, kind in enumerate((nn.Linear, nn.GELU, nn.Dropout, nn.Linear, nn.Dropout)):
+        _expect(net[index], kind, f"net.{index}")
+    if cast_type(nn.GELU, net[1]).approximate != "none":
+        raise TypeError("net.1: expected the exact GELU, got the approximation by tanh")
+    for sublayer in transformer.sublayers:
+        _expect(sublayer.norm, nn.LayerNorm, "norm")
+
+
+def _expect(module: nn.Module, kind: type[nn.Module], name: str) -> None:
+    if not isinstance(module, kind) or type(module).forward is not kind.forward:
+        raise TypeError(
+            f"{name}: expected {kind.__name__}, whose parameters are folded with others, got {type(module).__name__}"
+        )
+
+
+def _weight(linear: nn.Linear) -> Tensor:
+    """The weight that `linear` would use: pruning and norms by hooks set it only when the module is called."""
+    for hook in linear._forward_pre_hooks.values():
+        if isinstance(hook, (BasePruningMethod, WeightNorm, SpectralNorm)):
+            hook(linear, None)
+    return linear.weight
+
+
 @dataclass(frozen=True)
 class _Attention:
     """The parameters of one attention sublayer in the accumulation dtype, the scale in the queries."""
 
     heads: int
     dim_head: int
+    eps: float
     gamma: Tensor
     beta: Tensor
     query: Tensor
@@ -177,17 +241,18 @@ def _read_attention(transformer: Transformer) -> _Attention:
     sublayer = transformer.sublayers[0]
     norm, attention = sublayer.norm, cast_type(Attention, sublayer.fn)
     dtype = accumulation_dtype(norm.weight.dtype)
-    query, key, value = attention.to_qkv.weight.to(dtype).chunk(3)
+    query, key, value = _weight(attention.to_qkv).to(dtype).chunk(3)
     out = None if isinstance(attention.to_out, nn.Identity) else cast_type(nn.Linear, attention.to_out[0])
     return _Attention(
         heads=attention.heads,
         dim_head=attention.dim_head,
+        eps=norm.eps,
         gamma=norm.weight.to(dtype),
         beta=norm.bias.to(dtype),
         query=query * attention.dim_head**-0.5,
         key=key,
         value=value,
-        out_weight=None if out is None else out.weight.to(dtype),
+        out_weight=None if out is None else _weight(out).to(dtype),
         out_bias=None if out is None else out.bias.to(dtype),
     )
 
@@ -204,7 +269,14 @@ def fold_direct(transformer: Transformer) -> Direct:
     """Fold the attention sublayer of `transformer` for separate queries, keys and values."""
     weights = _read_attention(transformer)
     qkv = torch.cat([weights.query, weights.key, weights.value])
-    return Direct(weights.heads, qkv * weights.gamma, qkv @ weights.beta, weights.out_weight, weights.out_bias)
+    return Direct(
+        heads=weights.heads,
+        eps=weights.eps,
+        qkv_weight=qkv * weights.gamma,
+        qkv_bias=qkv @ weights.beta,
+        out_weight=weights.out_weight,
+        out_bias=weights.out_bias,
+    )
 
 
 def fold_merged(transformer: Transformer) -> Merged:
@@ -219,7 +291,14 @@ def fold_merged(transformer: Transformer) -> Merged:
     else:
         out = weights.out_weight.unflatten(1, (weights.heads, weights.dim_head)).transpose(0, 1)
         out_weight = torch.bmm(out, weights.per_head(value)).transpose(0, 1).flatten(1)
-    return Merged(weights.heads, circuit.flatten(0, 1), query_bias.flatten(), out_weight, _folded_out_bias(weights))
+    return Merged(
+        heads=weights.heads,
+        eps=weights.eps,
+        query_weight=circuit.flatten(0, 1),
+        query_bias=query_bias.flatten(),
+        out_weight=out_weight,
+        out_bias=_folded_out_bias(weights),
+    )
 
 
 def fold_low_rank(transformer: Transformer, projection: nn.Linear, cls_token: Tensor, pos_embedding: Tensor) -> LowRank:
@@ -233,7 +312,8 @@ def fold_low_rank(transformer: Transformer, projection: nn.Linear, cls_token: Te
     """
     weights = _read_attention(transformer)
     dtype, heads = weights.gamma.dtype, weights.heads
-    pixel, positions = projection.weight.to(dtype).T, pos_embedding.to(dtype)
+    _expect(projection, nn.Linear, "projection")
+    pixel, positions = _weight(projection).to(dtype).T, pos_embedding.to(dtype)
     constant = positions + torch.cat(
         [cls_token.to(dtype).unsqueeze(0), projection.bias.to(dtype).expand(len(positions) - 1, -1)]
     )
@@ -241,7 +321,6 @@ def fold_low_rank(transformer: Transformer, projection: nn.Linear, cls_token: Te
     basis = torch.cat([pixel, constant])
     basis = basis - basis.mean(dim=1, keepdim=True)
     gram = basis @ basis.T / dim
-    eps = transformer.sublayers[0].norm.eps
 
     scaled = basis * weights.gamma
     query, key, value = (
@@ -259,7 +338,7 @@ def fold_low_rank(transformer: Transformer, projection: nn.Linear, cls_token: Te
         token_bias=constant,
         gram=gram[:channels, :channels],
         cross=2 * gram[channels:, :channels],
-        square=gram.diagonal()[channels:] + eps,
+        square=gram.diagonal()[channels:] + weights.eps,
         pixel_pixel=scores[:, :channels, :channels].transpose(0, 1).flatten(1),
         position_pixel=scores[:, channels:, :channels].transpose(0, 1),
         pixel_bias=bias[:, :channels].flatten(),
@@ -272,17 +351,26 @@ def fold_low_rank(transformer: Transformer, projection: nn.Linear, cls_token: Te
     )
 
 
+def read_dropout(transformer: Transformer) -> Dropout:
+    """The probabilities that the dropout modules of `transformer` hold, as each is set at this moment."""
+    attention, feed_forward = (sublayer.fn for sublayer in transformer.sublayers)
+    to_out, net = cast_type(Attention, attention).to_out, cast_type(FeedForward, feed_forward).net
+    modules = (to_out if isinstance(to_out, nn.Identity) else to_out[1], net[2], net[4])
+    return Dropout(*(module.p if isinstance(module, nn.Dropout) and module.training else 0.0 for module in modules))
+
+
 def fold_mlp(transformer: Transformer) -> Mlp:
     """Fold the LayerNorm of the MLP sublayer of `transformer` into its first layer."""
     sublayer = transformer.sublayers[1]
     norm, net = sublayer.norm, cast_type(FeedForward, sublayer.fn).net
     hidden, out = cast_type(nn.Linear, net[0]), cast_type(nn.Linear, net[3])
     dtype = accumulation_dtype(norm.weight.dtype)
-    weight = hidden.weight.to(dtype)
+    weight = _weight(hidden).to(dtype)
     return Mlp(
+        eps=norm.eps,
         hidden_weight=weight * norm.weight.to(dtype),
         hidden_bias=torch.addmv(hidden.bias.to(dtype), weight, norm.bias.to(dtype)),
-        out_weight=out.weight.to(dtype),
+        out_weight=_weight(out).to(dtype),
         out_bias=out.bias.to(dtype),
     )
 
@@ -320,7 +408,7 @@ class FoldCache(Generic[Folded]):
 
 
 def _same_values(kept: Sequence[Tensor], parameters: Sequence[Tensor]) -> bool:
-    return all(
+    return len(kept) == len(parameters) and all(
         old.dtype == new.dtype and old.device == new.device and torch.equal(old, new)
         for old, new in zip(kept, parameters, strict=True)
     )

@@ -12,7 +12,7 @@ from torch import Tensor, dtype
 
 from septr_fast import torch_backend
 from septr_fast.backend import choose
-from septr_fast.folding import Direct, LowRank, Merged, Mlp
+from septr_fast.folding import NO_DROPOUT, Direct, Dropout, LowRank, Merged, Mlp
 from septr_fast.reference import AXES
 
 
@@ -24,7 +24,7 @@ def axis_pass(
     mlp: Mlp,
     *,
     axis: str,
-    dropout: float = 0.0,
+    dropout: Dropout = NO_DROPOUT,
     recompute: bool = False,
     out: Tensor | None = None,
     backend: str = "auto",
@@ -38,7 +38,7 @@ def axis_pass(
         attention: folded attention sublayer, direct or merged.
         mlp: folded MLP sublayer.
         axis: "height" or "width", the axis that a sequence runs along.
-        dropout: probability of dropping an output of the attention or of a layer of the MLP.
+        dropout: probabilities of dropping an output of the attention and of the layers of the MLP.
         recompute: keep only the input of each sublayer for the backward pass.
         out: without gradients, the contiguous grid to write the result to; may be `grid`.
         backend: "auto", "torch" or "triton".
@@ -64,7 +64,7 @@ def low_rank_pass(
     mlp: Mlp,
     *,
     axis: str,
-    dropout: float = 0.0,
+    dropout: Dropout = NO_DROPOUT,
     recompute: bool = False,
     dtype: dtype | None = None,
     backend: str = "auto",
@@ -76,7 +76,7 @@ def low_rank_pass(
         attention: tables of the first transformer along `axis`, in float32 or float64.
         mlp: folded MLP sublayer.
         axis: "height" or "width", the axis that a sequence runs along.
-        dropout: probability of dropping an output of the attention or of a layer of the MLP.
+        dropout: probabilities of dropping an output of the attention and of the layers of the MLP.
         recompute: keep only the input of each sublayer for the backward pass.
         dtype: of the grid that comes out; that of `pixels` by default.
         backend: "auto", "torch" or "triton".
@@ -103,7 +103,7 @@ def class_only_pass(
     mlp: Mlp,
     *,
     axis: str,
-    dropout: float = 0.0,
+    dropout: Dropout = NO_DROPOUT,
     recompute: bool = False,
     backend: str = "auto",
 ) -> Tensor:

@@ -153,6 +153,8 @@ class SepTrBlock(reference.SepTrBlock):
             The grid `(batch, height, width, dim)` (as it came in to a class-only pass, which makes
             none) and the class token `(batch, dim)`.
         """
+        for _, transformer, _ in self._order():
+            folding.check(transformer)
         device_type, low_rank = grid.device.type, steps[0].formulation == "low-rank"
         autocast = torch.is_autocast_enabled(device_type)
         parameter_dtype = self.pos_embedding_h.dtype
@@ -164,10 +166,12 @@ class SepTrBlock(reference.SepTrBlock):
         with torch.autocast(device_type, enabled=False) if autocast else nullcontext():
             folded = self._folded(steps, cls_token, compute_dtype)
             cls_token = cls_token.expand(grid.shape[0], -1)
-            for (axis, _, pos_embedding), step, (attention, mlp) in zip(self._order(), steps, folded, strict=True):
+            for (axis, transformer, pos_embedding), step, (attention, mlp) in zip(
+                self._order(), steps, folded, strict=True
+            ):
                 options: dict[str, Any] = {
                     "axis": axis,
-                    "dropout": self.dropout_tr if self.training else 0.0,
+                    "dropout": folding.read_dropout(transformer),
                     "recompute": self.recompute,
                     "backend": self.backend,
                 }
@@ -197,7 +201,9 @@ class SepTrBlock(reference.SepTrBlock):
         They are part of the graph where gradients can reach the parameters, otherwise kept across calls.
         """
         formulations = tuple(step.formulation for step in steps)
-        parameters = [*self.parameters(), *([cls_token] if "low-rank" in formulations else [])]
+        parameters = [*self.parameters(), *self.buffers(), *([cls_token] if "low-rank" in formulations else [])]
+        norms = [sublayer.norm for _, transformer, _ in self._order() for sublayer in transformer.sublayers]
+        settings = (formulations, dtype, *(norm.eps for norm in norms))
 
         def fold() -> Folded:
             return [
@@ -211,7 +217,7 @@ class SepTrBlock(reference.SepTrBlock):
         in_graph = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters)
         if in_graph or torch.compiler.is_compiling():
             return fold()
-        return self._cache.get((formulations, dtype), parameters, fold)
+        return self._cache.get(settings, parameters, fold)
 
     def _fold_attention(
         self, formulation: str, transformer: Transformer, positions: Tensor, cls_token: Tensor, dtype: torch.dtype

@@ -136,7 +136,6 @@ class SepTrBlock(nn.Module):
             if not (height and width):
                 raise ValueError(f"down_sample_input: pooling {pool} leaves nothing of input_size {self.input_size}")
         self.channels, self.dim, self.project = channels, dim, project
-        self.dropout_tr = dropout_tr
         self.first_axis = first_axis
         self.pool = nn.Identity() if pool is None else nn.AvgPool2d(pool)
         self.upsample = nn.Identity() if pool is None else nn.UpsamplingNearest2d(scale_factor=pool)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from septr_fast.folding import Direct, LowRank, Merged, Mlp
+from septr_fast.folding import NO_DROPOUT, Direct, Dropout, LowRank, Merged, Mlp
 from septr_fast.linear import linear
 
 CPU_CHUNK_BYTES = 6 << 20
@@ -33,7 +33,7 @@ def axis_pass(
     mlp: Mlp,
     *,
     axis: str,
-    dropout: float = 0.0,
+    dropout: Dropout = NO_DROPOUT,
     recompute: bool = False,
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -45,7 +45,7 @@ def axis_pass(
     def transform(body: Tensor, cls_token: Tensor) -> Tensor:
         front = cls_token[:, None, None].expand(-1, body.shape[1], 1, dim)
         x = torch.cat([front, body], dim=2) + pos_embedding
-        y = _sublayer(lambda x: x + F.dropout(_attention(x, attention), dropout), x.flatten(0, 1), recompute)
+        y = _sublayer(lambda x: x + F.dropout(_attention(x, attention), dropout.attention), x.flatten(0, 1), recompute)
         return _sublayer(lambda y: y + _mlp(y, mlp, dropout), y, recompute).view_as(x)
 
     chunks = _chunks(rows, tokens * widest.shape[0] * widest.element_size(), cls_token)
@@ -58,7 +58,7 @@ def low_rank_pass(
     mlp: Mlp,
     *,
     axis: str,
-    dropout: float = 0.0,
+    dropout: Dropout = NO_DROPOUT,
     recompute: bool = False,
     dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -70,7 +70,7 @@ def low_rank_pass(
     def attention_sublayer(s: Tensor) -> Tensor:
         token = linear(s.to(attention.square.dtype), attention.token_weight) + attention.token_bias
         attended = low_rank_attention(s.to(attention.square.dtype), attention, mlp.out_weight.dtype)
-        return token.to(residual_dtype) + F.dropout(attended, dropout)
+        return token.to(residual_dtype) + F.dropout(attended, dropout.attention)
 
     def transform(body: Tensor) -> Tensor:
         s = F.pad(body, (0, 0, 1, 0))
@@ -90,7 +90,7 @@ def class_only_pass(
     mlp: Mlp,
     *,
     axis: str,
-    dropout: float = 0.0,
+    dropout: Dropout = NO_DROPOUT,
     recompute: bool = False,
 ) -> Tensor:
     """See `septr_fast.functional.class_only_pass`."""
@@ -99,7 +99,7 @@ def class_only_pass(
 
     def transform(body: Tensor, cls_token: Tensor) -> Tensor:
         y = class_only_attention(body + pos_embedding[1:], cls_token, attention)
-        y = cls_token.unsqueeze(1) + F.dropout(y, dropout)
+        y = cls_token.unsqueeze(1) + F.dropout(y, dropout.attention)
         return y + _mlp(y, mlp, dropout)
 
     chunks = _chunks(rows, rows.shape[2] * rows.shape[3] * grid.element_size(), cls_token)
@@ -113,7 +113,7 @@ def _attention(x: Tensor, weights: Direct | Merged) -> Tensor:
 
 def direct_attention(x: Tensor, weights: Direct) -> Tensor:
     """Attention of `x` `(rows, tokens, dim)` with separate queries, keys and values; same shape out."""
-    qkv = linear(_normalize(x, weights.qkv_weight.dtype), weights.qkv_weight, weights.qkv_bias)
+    qkv = linear(_normalize(x, weights.eps, weights.qkv_weight.dtype), weights.qkv_weight, weights.qkv_bias)
     query, key, value = qkv.unflatten(2, (3, weights.heads, -1)).permute(2, 0, 3, 1, 4)
     attended = _attend(query, key, value).transpose(1, 2).flatten(2)
     return attended if weights.out_weight is None else linear(attended, weights.out_weight, weights.out_bias)
@@ -125,7 +125,7 @@ def merged_attention(x: Tensor, weights: Merged) -> Tensor:
     The heads of a token stand next to one another, so that all heads share one product with the keys.
     """
     rows, tokens, dim = x.shape
-    normalized = _normalize(x, weights.query_weight.dtype)
+    normalized = _normalize(x, weights.eps, weights.query_weight.dtype)
     query = linear(normalized, weights.query_weight, weights.query_bias).view(rows, 1, tokens * weights.heads, dim)
     normalized = normalized.unsqueeze(1)
     attended = _attend(query, normalized, normalized).view(rows, tokens, weights.heads * dim)
@@ -173,8 +173,8 @@ def class_only_attention(body: Tensor, cls_token: Tensor, weights: Direct) -> Te
     batch, rows = body.shape[:2]
     query_weight, key_weight, value_weight = weights.qkv_weight.unflatten(0, (3, weights.heads, -1))
     query_bias, _, value_bias = weights.qkv_bias.unflatten(0, (3, weights.heads, -1))
-    normalized = _normalize(body, key_weight.dtype)
-    normalized_cls = _normalize(cls_token, key_weight.dtype)
+    normalized = _normalize(body, weights.eps, key_weight.dtype)
+    normalized_cls = _normalize(cls_token, weights.eps, key_weight.dtype)
     query = linear(normalized_cls, query_weight.flatten(0, 1), query_bias.flatten())
     query = torch.bmm(query.unflatten(1, (weights.heads, -1)).transpose(0, 1), key_weight).transpose(0, 1)
     cls_scores = torch.bmm(query, normalized_cls.unsqueeze(2)).unsqueeze(1).expand(-1, rows, -1, -1)
@@ -198,14 +198,16 @@ def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return attended.unflatten(0, heads)
 
 
-def _mlp(x: Tensor, weights: Mlp, dropout: float) -> Tensor:
-    hidden = F.gelu(linear(_normalize(x, weights.out_weight.dtype), weights.hidden_weight, weights.hidden_bias))
-    return F.dropout(linear(F.dropout(hidden, dropout), weights.out_weight, weights.out_bias), dropout)
+def _mlp(x: Tensor, weights: Mlp, dropout: Dropout) -> Tensor:
+    normalized = _normalize(x, weights.eps, weights.out_weight.dtype)
+    hidden = F.gelu(linear(normalized, weights.hidden_weight, weights.hidden_bias))
+    out = linear(F.dropout(hidden, dropout.hidden), weights.out_weight, weights.out_bias)
+    return F.dropout(out, dropout.out)
 
 
-def _normalize(x: Tensor, dtype: torch.dtype) -> Tensor:
+def _normalize(x: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """Zero mean and unit variance over the last dimension, without the affine part, in `dtype`."""
-    return F.layer_norm(x, x.shape[-1:]).to(dtype)
+    return F.layer_norm(x, x.shape[-1:], eps=eps).to(dtype)
 
 
 def _sublayer(function: Callable[..., Tensor], x: Tensor, recompute: bool, *args: Tensor) -> Tensor:
