@@ -10,6 +10,7 @@ large as memory allows.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import starmap
 
 import torch
@@ -21,6 +22,7 @@ from septr_fast.folding import NO_DROPOUT, Direct, Dropout, LowRank, Merged, Mlp
 from septr_fast.linear import linear
 
 CPU_CHUNK_BYTES = 6 << 20
+CPU_TRAINING_CHUNK_BYTES = 12 << 20
 DEVICE_CHUNK_BYTES = 4 << 30
 STREAMED_TOKENS = 1024
 
@@ -38,6 +40,7 @@ def axis_pass(
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See `septr_fast.functional.axis_pass`."""
+    sublayer = partial(_sublayer, recompute=recompute, draws=dropout != NO_DROPOUT)
     rows = _rows(grid, axis)
     tokens, dim = rows.shape[2] + 1, rows.shape[3]
     widest = attention.query_weight if isinstance(attention, Merged) else attention.qkv_weight
@@ -45,8 +48,8 @@ def axis_pass(
     def transform(body: Tensor, cls_token: Tensor) -> Tensor:
         front = cls_token[:, None, None].expand(-1, body.shape[1], 1, dim)
         x = torch.cat([front, body], dim=2) + pos_embedding
-        y = _sublayer(lambda x: x + F.dropout(_attention(x, attention), dropout.attention), x.flatten(0, 1), recompute)
-        return _sublayer(lambda y: y + _mlp(y, mlp, dropout), y, recompute).view_as(x)
+        y = sublayer(lambda x: x + F.dropout(_attention(x, attention), dropout.attention), x.flatten(0, 1))
+        return sublayer(lambda y: y + _mlp(y, mlp, dropout), y).view_as(x)
 
     chunks = _chunks(rows, tokens * widest.shape[0] * widest.element_size(), cls_token)
     return _assemble(starmap(transform, chunks), grid.shape[:3], axis, out)
@@ -63,6 +66,7 @@ def low_rank_pass(
     dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See `septr_fast.functional.low_rank_pass`."""
+    sublayer = partial(_sublayer, recompute=recompute, draws=dropout != NO_DROPOUT)
     rows = _rows(pixels, axis)
     tokens, dim = attention.token_bias.shape
     residual_dtype = pixels.dtype if dtype is None else dtype
@@ -74,8 +78,8 @@ def low_rank_pass(
 
     def transform(body: Tensor) -> Tensor:
         s = F.pad(body, (0, 0, 1, 0))
-        y = _sublayer(attention_sublayer, s.flatten(0, 1), recompute)
-        y = _sublayer(lambda y: y + _mlp(y, mlp, dropout), y, recompute)
+        y = sublayer(attention_sublayer, s.flatten(0, 1))
+        y = sublayer(lambda y: y + _mlp(y, mlp, dropout), y)
         return y.view(*s.shape[:3], dim)
 
     chunks = _chunks(rows, 4 * tokens * attention.heads * tokens)
@@ -94,6 +98,7 @@ def class_only_pass(
     recompute: bool = False,
 ) -> Tensor:
     """See `septr_fast.functional.class_only_pass`."""
+    sublayer = partial(_sublayer, recompute=recompute, draws=dropout != NO_DROPOUT)
     rows = _rows(grid, axis)
     cls_token = cls_token + pos_embedding[0]
 
@@ -103,7 +108,7 @@ def class_only_pass(
         return y + _mlp(y, mlp, dropout)
 
     chunks = _chunks(rows, rows.shape[2] * rows.shape[3] * grid.element_size(), cls_token)
-    parts = [_sublayer(transform, body, recompute, front) for body, front in chunks]
+    parts = [sublayer(transform, body, front) for body, front in chunks]
     return _mean_over_rows(parts, *rows.shape[:2])
 
 
@@ -210,10 +215,15 @@ def _normalize(x: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], eps=eps).to(dtype)
 
 
-def _sublayer(function: Callable[..., Tensor], x: Tensor, recompute: bool, *args: Tensor) -> Tensor:
-    """`function(x, *args)`; with `recompute` it keeps only its inputs for the backward pass."""
+def _sublayer(
+    function: Callable[..., Tensor], x: Tensor, *args: Tensor, recompute: bool = False, draws: bool = False
+) -> Tensor:
+    """`function(x, *args)`; with `recompute` it keeps only its inputs for the backward pass.
+
+    `draws` says whether the function draws random numbers, which then have to be the same again.
+    """
     if recompute and torch.is_grad_enabled():
-        return checkpoint(function, x, *args, use_reentrant=False)
+        return checkpoint(function, x, *args, use_reentrant=False, preserve_rng_state=draws)
     return function(x, *args)
 
 
@@ -232,10 +242,13 @@ def _chunks(rows: Tensor, bytes_per_row: int, *per_sample: Tensor) -> Iterator[t
     if torch.compiler.is_compiling() or batch == 0:
         yield rows, *per_sample
         return
-    on_cpu = rows.device.type == "cpu"
-    budget = CPU_CHUNK_BYTES if on_cpu else DEVICE_CHUNK_BYTES
+    if rows.device.type == "cpu":
+        budget = CPU_TRAINING_CHUNK_BYTES if torch.is_grad_enabled() else CPU_CHUNK_BYTES
+    else:
+        budget = DEVICE_CHUNK_BYTES
     step = max(1, min(budget // bytes_per_row, 32768))
-    samples = 1 if on_cpu and not torch.is_grad_enabled() else max(1, step // count)
+    alone = rows.device.type == "cpu" and not torch.is_grad_enabled()
+    samples = 1 if alone else max(1, step // count)
     even_step = _ceil_div(count, _ceil_div(count, step))
     for part, *others in zip(*(tensor.split(samples) for tensor in (rows, *per_sample)), strict=True):
         for chunk in part.split(even_step, dim=1):

@@ -10,50 +10,95 @@ from torch.utils.flop_counter import FlopCounterMode
 from septr_fast import linear as module
 from septr_fast.linear import linear
 
-SHAPES = [(1, 1, 1), (7, 3, 5), (130, 256, 1280), (65, 1280, 256), (3, 17, 1)]
+SHAPES = [(1, 1, 1), (7, 3, 5), (130, 256, 1280), (65, 1280, 256), (3000, 17, 19), (4000, 16, 512)]
+
+
+@pytest.fixture(autouse=True)
+def _any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_LEAST_PRODUCTS", 0)
+
+
+def inputs(rows: int, width: int, outputs: int, bias: bool) -> list[torch.Tensor | None]:
+    offset = torch.randn(outputs, requires_grad=True) if bias else None
+    return [torch.randn(2, rows, width, requires_grad=True), torch.randn(outputs, width, requires_grad=True), offset]
 
 
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
-@pytest.mark.parametrize(("rows", "inputs", "outputs"), SHAPES)
-def test_equals_linear(rows: int, inputs: int, outputs: int, bias: bool) -> None:
-    x, weight = torch.randn(2, rows, inputs), torch.randn(outputs, inputs)
-    offset = torch.randn(outputs) if bias else None
-    exact = F.linear(x.double(), weight.double(), None if offset is None else offset.double())
-    scale = x.norm(dim=-1).max() * weight.norm(dim=-1).max()
+@pytest.mark.parametrize(("rows", "width", "outputs"), SHAPES)
+def test_equals_linear_with_its_gradients(rows: int, width: int, outputs: int, bias: bool) -> None:
+    arguments = inputs(rows, width, outputs, bias)
+    leaves = [tensor for tensor in arguments if tensor is not None]
+    exact = F.linear(*(None if tensor is None else tensor.double() for tensor in arguments))
+    direction = torch.randn_like(exact)
+    result = linear(*arguments)
     with torch.no_grad():
-        result = linear(x, weight, offset)
-    assert result.shape == exact.shape
+        assert torch.equal(linear(*arguments), result)
     assert result.is_contiguous()
-    assert (result - exact).abs().max() < 1e-6 * scale
-    assert torch.equal(linear(x, weight, offset), F.linear(x, weight, offset)), "with gradients it is the same"
+    wanted = [exact, *torch.autograd.grad(exact, leaves, direction)]
+    found = [result, *torch.autograd.grad(result, leaves, direction.float().expand_as(result))]
+    for one, other in zip(found, wanted, strict=True):
+        assert one.shape == other.shape
+        assert (one - other).norm() < 1e-6 * other.norm()
 
 
-@pytest.mark.parametrize("layout", ["transposed", "sliced", "expanded", "empty"])
-def test_layouts(layout: str) -> None:
+def test_second_derivatives() -> None:
+    arguments = [tensor for tensor in inputs(20, 32, 48, bias=True) if tensor is not None]
+
+    def penalty(function: object, *leaves: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        slopes = torch.autograd.grad(function(*leaves).sin().sum(), leaves[:2], create_graph=True)
+        return torch.autograd.grad(sum(slope.square().sum() for slope in slopes), leaves)
+
+    exact = [tensor.detach().double().requires_grad_() for tensor in arguments]
+    for one, other in zip(penalty(linear, *arguments), penalty(F.linear, *exact), strict=True):
+        assert (one - other).norm() < 1e-5 * other.norm()
+
+
+@pytest.mark.parametrize("layout", ["transposed", "sliced", "expanded", "empty", "one dimension"])
+@pytest.mark.parametrize("with_gradients", [True, False], ids=["gradients", "no gradients"])
+def test_layouts(layout: str, with_gradients: bool) -> None:
     x = {
-        "transposed": torch.randn(12, 8).t(),
-        "sliced": torch.randn(9, 24)[::2, ::2],
-        "expanded": torch.randn(1, 12).expand(5, 12),
-        "empty": torch.randn(0, 12),
+        "transposed": torch.randn(32, 18).t(),
+        "sliced": torch.randn(9, 64)[::2, ::2],
+        "expanded": torch.randn(1, 32).expand(5, 32),
+        "empty": torch.randn(0, 32),
+        "one dimension": torch.randn(32),
     }[layout]
-    weight = torch.randn(12, 6).t()
-    with torch.no_grad():
+    weight = torch.randn(32, 16).t()
+    with torch.set_grad_enabled(with_gradients):
         torch.testing.assert_close(linear(x, weight), F.linear(x, weight), rtol=1e-5, atol=1e-5)
 
 
-def test_work_is_counted() -> None:
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        linear(torch.randn(3, 5, 8), torch.randn(7, 8), torch.randn(7))
-    assert counter.get_total_flops() == 2 * 15 * 8 * 7
+@pytest.mark.parametrize("with_gradients", [True, False], ids=["gradients", "no gradients"])
+def test_work_is_counted(with_gradients: bool) -> None:
+    x, weight = torch.randn(3, 5, 32), torch.randn(16, 32, requires_grad=True)
+    with torch.set_grad_enabled(with_gradients), FlopCounterMode(display=False) as counter:
+        result = linear(x, weight, torch.randn(16))
+        assert counter.get_total_flops() == 2 * 15 * 32 * 16
+        if with_gradients:
+            result.sum().backward()
+            assert counter.get_total_flops() == 2 * 2 * 15 * 32 * 16
+
+
+def test_transforms_and_forward_derivatives() -> None:
+    x, weight = torch.randn(4, 8, 32), torch.randn(16, 32)
+    wanted = F.linear(x, weight)
+    torch.testing.assert_close(torch.vmap(lambda one: linear(one, weight))(x), wanted, rtol=1e-5, atol=1e-5)
+    _, slope = torch.func.jvp(lambda one: linear(one, weight), (x,), (x,))
+    torch.testing.assert_close(slope, wanted, rtol=1e-5, atol=1e-5)
+    with torch.autograd.forward_ad.dual_level():
+        dual = linear(torch.autograd.forward_ad.make_dual(x, x), weight)
+        torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(dual).tangent, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_only_where_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_HAS_ONEDNN", True)
-    x = torch.zeros(2, 2)
-    assert not module._runs_on_onednn(x)
-    with torch.no_grad():
-        assert module._runs_on_onednn(x)
-        for other in (x.double(), x.bfloat16(), x[:0], x.to("meta")):
-            assert not module._runs_on_onednn(other)
-        monkeypatch.setattr(module, "_HAS_ONEDNN", False)
-        assert not module._runs_on_onednn(x)
+    x, weight = torch.zeros(64, 32), torch.zeros(16, 32)
+    assert module._runs_on_onednn(x, weight)
+    for other in (x.double(), x.bfloat16(), x.to("meta")):
+        assert not module._runs_on_onednn(other, weight)
+    assert not module._runs_on_onednn(x[:, :8], weight[:, :8])
+    monkeypatch.setattr(module, "_LEAST_PRODUCTS", 64 * 32 * 16 + 1)
+    assert not module._runs_on_onednn(x, weight)
+    monkeypatch.setattr(module, "_LEAST_PRODUCTS", 0)
+    monkeypatch.setattr(module, "_HAS_ONEDNN", False)
+    assert not module._runs_on_onednn(x, weight)
