@@ -188,13 +188,13 @@ def section(path: Path) -> str:
 
 def update(readme: Path, path: Path) -> None:
     """Write `section(path)` between the markers in `readme`; raise `ValueError` if they are not there."""
-    start, end = "<!-- results -->\n", "\n<!-- end of results -->"
+    start, end = "<!-- results -->\n", "<!-- end of results -->"
     text = readme.read_text(encoding="utf-8")
     before, found, rest = text.partition(start)
     _, closed, after = rest.partition(end)
     if not (found and closed):
         raise ValueError(f"readme: expected the markers {start!r} and {end!r} in {readme}")
-    readme.write_text(before + start + section(path) + end + after, encoding="utf-8")
+    readme.write_text(before + start + section(path) + "\n" + end + after, encoding="utf-8")
 
 
 if __name__ == "__main__":
