@@ -156,7 +156,7 @@ class SepTrBlock(reference.SepTrBlock):
         for _, transformer, _ in self._order():
             folding.check(transformer)
         device_type, low_rank = grid.device.type, steps[0].formulation == "low-rank"
-        autocast = torch.is_autocast_enabled(device_type)
+        autocast = _autocasts(device_type)
         parameter_dtype = self.pos_embedding_h.dtype
         rounded = autocast and parameter_dtype != torch.float64
         compute_dtype = torch.get_autocast_dtype(device_type) if rounded else parameter_dtype
@@ -215,7 +215,7 @@ class SepTrBlock(reference.SepTrBlock):
             ]
 
         in_graph = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters)
-        if in_graph or torch.compiler.is_compiling():
+        if in_graph or torch.compiler.is_compiling() or cls_token.is_meta:
             return fold()
         return self._cache.get(settings, parameters, fold)
 
@@ -384,9 +384,12 @@ def _check_placement(module: nn.Module, x: Tensor, name: str) -> None:
     device, dtype = places.pop()
     if x.device != device:
         raise TypeError(f"{name}: expected a tensor on {device}, where the parameters are, got {x.device}")
-    autocast = torch.is_autocast_enabled(device.type) and x.is_floating_point()
-    if x.dtype != dtype and not autocast:
+    if x.dtype != dtype and not (_autocasts(device.type) and x.is_floating_point()):
         raise TypeError(f"{name}: expected {dtype}, the dtype of the parameters, got {x.dtype}")
+
+
+def _autocasts(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
 SeparableTr = SepTr

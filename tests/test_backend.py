@@ -96,3 +96,15 @@ def test_checkpoints_load_strictly(tmp_path: Path, kind: str) -> None:
     assert str(model.load_state_dict(state, strict=True)) == "<All keys matched successfully>"
     x = torch.randn(2, 3, 17, 11)
     torch.testing.assert_close(model(x), source(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["square", "uneven pooling"])
+@pytest.mark.parametrize("gradients", [True, False], ids=["gradients", "no gradients"])
+def test_shapes_without_data(name: str, gradients: bool) -> None:
+    with torch.device("meta"), torch.set_grad_enabled(gradients):
+        model = SepTr(**SMALL[name])
+        size = model.transformer[0].input_size
+        logits = model(torch.empty(3, model.transformer[0].channels, *size))
+    assert logits.is_meta
+    assert logits.shape == (3, 35)
+    assert logits.requires_grad == gradients
