@@ -30,9 +30,8 @@ circuits; Shazeer, "Fast Transformer Decoding" (2019), for multi-query attention
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 from typing import cast as cast_type
 
 import torch
@@ -194,6 +193,7 @@ def check(transformer: Transformer) -> None:
     to_out = cast_type(Attention, attention).to_out
     if not isinstance(to_out, nn.Identity):
         _expect(to_out[0], nn.Linear, "to_out.0")
+        _expect(to_out[1], nn.Dropout, "to_out.1")
     for index, kind in enumerate((nn.Linear, nn.GELU, nn.Dropout, nn.Linear, nn.Dropout)):
         _expect(net[index], kind, f"net.{index}")
     if cast_type(nn.GELU, net[1]).approximate != "none":
@@ -372,43 +372,4 @@ def fold_mlp(transformer: Transformer) -> Mlp:
         hidden_bias=torch.addmv(hidden.bias.to(dtype), weight, norm.bias.to(dtype)),
         out_weight=_weight(out).to(dtype),
         out_bias=out.bias.to(dtype),
-    )
-
-
-Folded = TypeVar("Folded")
-
-
-class FoldCache(Generic[Folded]):
-    """Keeps folded weights for as long as their parameters hold the very same values.
-
-    A copy of the parameters is kept beside the result and compared with them at every call, so no
-    way of changing a parameter goes unnoticed, `.data` and memory shared with other processes
-    included. Nothing is carried over by `copy.deepcopy` or `pickle`.
-    """
-
-    def __init__(self) -> None:
-        self._entry: tuple[object, list[Tensor], Folded] | None = None
-
-    def get(self, key: object, parameters: Sequence[Tensor], fold: Callable[[], Folded]) -> Folded:
-        """The kept result of `fold` for `key` (hashable settings) and these `parameters`, or a new one."""
-        entry = self._entry
-        if entry is not None and entry[0] == key and _same_values(entry[1], parameters):
-            return entry[2]
-        with torch.inference_mode(False), torch.no_grad():
-            kept = [parameter.detach().clone() for parameter in parameters]
-            folded = fold()
-        self._entry = (key, kept, folded)
-        return folded
-
-    def __deepcopy__(self, memo: dict[int, object]) -> FoldCache[Folded]:
-        return FoldCache()
-
-    def __reduce__(self) -> tuple[type[FoldCache[Folded]], tuple[()]]:
-        return FoldCache, ()
-
-
-def _same_values(kept: Sequence[Tensor], parameters: Sequence[Tensor]) -> bool:
-    return len(kept) == len(parameters) and all(
-        old.dtype == new.dtype and old.device == new.device and torch.equal(old, new)
-        for old, new in zip(kept, parameters, strict=True)
     )

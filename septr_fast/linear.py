@@ -19,8 +19,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`x weightᵀ + bias`, as `torch.nn.functional.linear`.
 
     Large float32 products on an x86 processor run on oneDNN, which PyTorch reaches by a convolution of
-    width 1; its `linear` takes MKL, which was slower on the processor measured: by 11 % of the default
-    model's time in inference and of a training step's, on an AMD EPYC.
+    width 1; its `linear` takes MKL, which was the slower one on an AMD EPYC.
 
     Args:
         x: `(..., in)`.

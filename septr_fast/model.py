@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from septr_fast import backend as backends
 from septr_fast import folding, functional, reference
-from septr_fast.folding import Direct, FoldCache, LowRank, Merged, Mlp
+from septr_fast.fold_cache import FoldCache
+from septr_fast.folding import Direct, LowRank, Merged, Mlp
 from septr_fast.plan import FORMULATIONS, Plan, Step, TransformerShape, choose
 from septr_fast.reference import Attention, FeedForward, Transformer
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from benchmarks.shapes import SMALL
 from septr_fast import SepTr, folding
-from septr_fast.folding import FoldCache
+from septr_fast.fold_cache import FoldCache
 
 CONFIG = SMALL["wide"]
 

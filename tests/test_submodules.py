@@ -88,26 +88,16 @@ def test_a_mask_that_changes_is_seen() -> None:
         assert not torch.equal(model(x), before)
 
 
-def test_changed_after_the_weights_were_kept() -> None:
+@pytest.mark.parametrize("change", [with_other_eps, parametrized], ids=lambda change: change.__name__)
+def test_changed_after_the_weights_were_kept(change: Change) -> None:
     expected, model = pair(CONFIG)
     x = spectrograms(CONFIG, batch=1)
     with torch.no_grad():
-        model.eval()(x)
-    for module in (expected.eval(), model):
-        with_other_eps(module)
-        parametrized(module)
-    with torch.no_grad():
-        assert relative_error(model(x), expected(x)) < 1e-12
-
-
-def test_eps_changed_alone_after_the_weights_were_kept() -> None:
-    expected, model = pair(CONFIG)
-    x = spectrograms(CONFIG, batch=1)
-    with torch.no_grad():
-        model.eval()(x)
+        before = model.eval()(x)
         for module in (expected.eval(), model):
-            with_other_eps(module)
+            change(module)
         assert relative_error(model(x), expected(x)) < 1e-12
+        assert not torch.equal(model(x), before)
 
 
 @pytest.mark.parametrize("name", ["wide", "single full head"])
@@ -159,6 +149,7 @@ REPLACED: list[tuple[str, Change]] = [
         lambda m: setattr(transformer(m).layers[0][0].fn, "to_qkv", Adapter(12, 24, bias=False)),
     ),
     ("to_out.0: expected Linear", lambda m: transformer(m).layers[0][0].fn.to_out.__setitem__(0, Adapter(8, 12))),
+    ("to_out.1: expected Dropout", lambda m: transformer(m).layers[0][0].fn.to_out.__setitem__(1, nn.AlphaDropout())),
     ("net.0: expected Linear", lambda m: transformer(m).layers[0][1].fn.net.__setitem__(0, nn.Identity())),
     ("net.1: expected GELU", lambda m: transformer(m).layers[0][1].fn.net.__setitem__(1, nn.ReLU())),
     ("net.1: expected the exact GELU", lambda m: setattr(transformer(m).layers[0][1].fn.net[1], "approximate", "tanh")),
