@@ -1,0 +1,49 @@
+"""Launch configurations that are shipped: data, found from the top, the first row that serves.
+
+Until a GPU has been measured the rows are chosen by what compiles without spilling within an
+architecture's shared memory; `python -m septr_fast tune` measures others on a user's GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+ALL = (80, 86, 89, 90, 100)
+LARGE = (80, 90, 100)
+"""Architectures with more than 160 KB of shared memory for a block."""
+
+
+class Row(NamedTuple):
+    """A configuration and what it serves.
+
+    Attributes:
+        kernel: name of the kernel.
+        archs: compute capabilities.
+        itemsize: largest size of a value in bytes.
+        width: largest number of features of a tile.
+        tiles: sizes by the names of the kernel's compile-time arguments.
+        warps: warps per program.
+        stages: depth of the software pipeline of loops.
+    """
+
+    kernel: str
+    archs: tuple[int, ...]
+    itemsize: int
+    width: int
+    tiles: Mapping[str, int]
+    warps: int
+    stages: int
+
+
+ATTENTION: tuple[Row, ...] = ()
+
+NORMALIZATION: tuple[Row, ...] = ()
+
+MLP: tuple[Row, ...] = ()
+
+CLASS_ATTENTION: tuple[Row, ...] = ()
+
+LOW_RANK: tuple[Row, ...] = ()
+
+TABLES: tuple[Row, ...] = ATTENTION + NORMALIZATION + MLP + CLASS_ATTENTION + LOW_RANK

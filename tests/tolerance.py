@@ -1,0 +1,52 @@
+"""When a kernel's result is as good as plain PyTorch's in the same dtype, measured against float64."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+def last_place(value: float, dtype: torch.dtype) -> float:
+    """One unit in the last place of `value` in `dtype`."""
+    info = torch.finfo(dtype)
+    return info.eps * 2.0 ** math.floor(math.log2(max(abs(value), info.tiny)))
+
+
+def shortfall(result: Tensor, plain: Tensor, oracle: Tensor) -> str | None:
+    """What makes `result` worse than `plain` allows, or None.
+
+    The largest error may be twice that of `plain`, the mean error 1.1 times (in float32 twice), each
+    plus rounding: one unit in the last place of the largest value of `oracle`, a 32nd of it for the mean.
+
+    Args:
+        result: what a kernel gave, in its dtype.
+        plain: what plain PyTorch gives in the same dtype.
+        oracle: float64.
+    """
+    assert result.shape == plain.shape == oracle.shape, (result.shape, plain.shape, oracle.shape)
+    assert result.dtype == plain.dtype, (result.dtype, plain.dtype)
+    assert oracle.dtype == torch.float64
+    if oracle.numel() == 0:
+        return None
+    error, plain_error = (x.detach().double().cpu().sub(oracle.detach().cpu()).abs() for x in (result, plain))
+    if not torch.isfinite(error).all():
+        return f"{int((~torch.isfinite(error)).sum())} of {error.numel()} values are not finite"
+    unit = last_place(oracle.abs().max().item(), result.dtype)
+    mean_factor = 2.0 if result.dtype == torch.float32 else 1.1
+    limits = {"largest": 2 * plain_error.max().item() + unit, "mean": mean_factor * plain_error.mean().item() + unit / 32}
+    found = {"largest": error.max().item(), "mean": error.mean().item()}
+    worse = [f"{name} error {found[name]:.3g}, allowed {limits[name]:.3g}" for name in limits if found[name] > limits[name]]
+    return "; ".join(worse) or None
+
+
+def assert_as_good(
+    results: Mapping[str, Tensor], plain: Mapping[str, Tensor], oracle: Mapping[str, Tensor]
+) -> None:
+    """Compare results and gradients by name; see `shortfall`."""
+    assert results.keys() == plain.keys() == oracle.keys()
+    found = {name: shortfall(results[name], plain[name], oracle[name]) for name in results}
+    bad = {name: reason for name, reason in found.items() if reason}
+    assert not bad, "\n".join(f"{name}: {reason}" for name, reason in bad.items())
