@@ -107,6 +107,12 @@ def lookup(name: str, arch: int, itemsize: int, width: int) -> Config:
     raise LookupError(f"no launch configuration of {name} for sm_{arch}, {itemsize} bytes per value, {width} features")
 
 
+def fit(config: Config, **sizes: int) -> Config:
+    """`config` with the tiles named in `sizes` no larger than what it takes to cover these sizes."""
+    tiles = {name: min(tile, feature_block(sizes.get(name, tile))) for name, tile in config.tiles.items()}
+    return Config(tiles, config.warps, config.stages)
+
+
 def use_tuned(rows: list[Row]) -> None:
     """Let `rows`, measured on this machine, come before the shipped tables."""
     _tuned[:] = rows

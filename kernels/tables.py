@@ -36,13 +36,28 @@ class Row(NamedTuple):
     stages: int
 
 
-ATTENTION: tuple[Row, ...] = ()
+ATTENTION: tuple[Row, ...] = (
+    Row("axis_attention_fwd", ALL, 4, 256, {"BLOCK_Q": 64, "BLOCK_K": 64}, 8, 1),
+    Row("class_query_fwd", ALL, 4, 256, {"BLOCK_Q": 16, "BLOCK_K": 64}, 4, 1),
+    Row("axis_attention_bwd_query", ALL, 4, 256, {"BLOCK_Q": 64, "BLOCK_K": 64}, 8, 1),
+    Row("class_query_bwd", ALL, 4, 256, {"BLOCK_Q": 16, "BLOCK_K": 64}, 4, 1),
+    Row("axis_attention_bwd_key", ALL, 4, 256, {"BLOCK_Q": 64, "BLOCK_K": 64}, 8, 1),
+)
 
-NORMALIZATION: tuple[Row, ...] = ()
+NORMALIZATION: tuple[Row, ...] = (
+    Row("normalize", ALL, 4, 256, {"BLOCK_M": 16}, 4, 1),
+    Row("normalize_bwd", ALL, 4, 256, {"BLOCK_L": 8, "SEQUENCES": 16}, 4, 1),
+)
 
 MLP: tuple[Row, ...] = ()
 
-CLASS_ATTENTION: tuple[Row, ...] = ()
+CLASS_ATTENTION: tuple[Row, ...] = (
+    Row("axis_attention_fwd", ALL, 4, 256, {"BLOCK_Q": 64, "BLOCK_K": 64}, 8, 1),
+    Row("class_query_fwd", ALL, 4, 256, {"BLOCK_Q": 16, "BLOCK_K": 64}, 4, 1),
+    Row("axis_attention_bwd_query", ALL, 4, 256, {"BLOCK_Q": 64, "BLOCK_K": 64}, 8, 1),
+    Row("class_query_bwd", ALL, 4, 256, {"BLOCK_Q": 16, "BLOCK_K": 64}, 4, 1),
+    Row("axis_attention_bwd_key", ALL, 4, 256, {"BLOCK_Q": 64, "BLOCK_K": 64}, 8, 1),
+)
 
 LOW_RANK: tuple[Row, ...] = ()
 

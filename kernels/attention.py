@@ -1,0 +1,379 @@
+"""Attention along one axis of a token grid, the class token apart.
+
+Of every sequence (a column for the axis "height", a row for "width") with tokens i = 1 … L, head h:
+
+    s_ij = q_i · k_j,   s_i0 = q_i · k_0,   P = softmax over j = 0 … L,   o_i = Σ_j P_ij v_j,
+
+where token 0 is the class token: its key and value are the same for all sequences of a sample, and its
+own query gives one output per sequence. The scale is in the query already. Heads may share keys
+(multi-query), and values may be the keys themselves, as in the merged form.
+
+Shapes inside: queries `(batch, rows, length, heads, head_dim)`, keys `(batch, rows, length, key_heads,
+head_dim)`, in any strides: the axis is a matter of strides, nothing is transposed or copied. The class
+token starts the streamed softmax as its first key, so 128 grid tokens are exactly one tile of 128. Its
+queries go through the same kernel, the heads of one key head standing in for the tokens.
+
+Saved for backward: the operands, the outputs and the log-sum-exp of every query (base 2, float32).
+With Δ_i = do_i · o_i and dS_ij = P_ij (do_i · v_j - Δ_i),
+
+    dq_i = Σ_j dS_ij k_j,   dk_j = Σ_i dS_ij q_i,   dv_j = Σ_i P_ij do_i;
+
+where values are the keys, dk and dv are one accumulator. Sums over programs go through buffers of fixed
+layout, so every run gives the same bits.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def load_tile(ptr, offs_m, offs_d, stride_m, stride_d, SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, EVEN: tl.constexpr):
+    """Load rows `offs_m` of `(SIZE, HEAD_DIM)`, zero outside; `EVEN` where no tile overruns."""
+    ptrs = ptr + offs_m.to(tl.int64)[:, None] * stride_m + offs_d.to(tl.int64)[None, :] * stride_d
+    if EVEN:
+        tile = tl.load(ptrs)
+    else:
+        tile = tl.load(ptrs, mask=(offs_m < SIZE)[:, None] & (offs_d < HEAD_DIM)[None, :], other=0.0)
+    return tile
+
+
+@triton.jit
+def store_tile(
+    ptr, tile, offs_m, offs_d, stride_m, stride_d, SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, EVEN: tl.constexpr
+):
+    """Store rows `offs_m` of `(SIZE, HEAD_DIM)` in the dtype of `ptr`."""
+    ptrs = ptr + offs_m.to(tl.int64)[:, None] * stride_m + offs_d.to(tl.int64)[None, :] * stride_d
+    if EVEN:
+        tl.store(ptrs, tile.to(ptr.dtype.element_ty))
+    else:
+        tl.store(ptrs, tile.to(ptr.dtype.element_ty), mask=(offs_m < SIZE)[:, None] & (offs_d < HEAD_DIM)[None, :])
+
+
+@triton.jit
+def load_vector(ptr, offs, stride, SIZE: tl.constexpr, OTHER: tl.constexpr):
+    """Load `(SIZE,)` as float32, `OTHER` outside."""
+    return tl.load(ptr + offs.to(tl.int64) * stride, mask=offs < SIZE, other=OTHER).to(tl.float32)
+
+
+@triton.jit
+def axis_attention_fwd_kernel(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    cls_k_ptr,
+    cls_v_ptr,
+    out_ptr,
+    lse_ptr,
+    q_strides,
+    k_strides,
+    v_strides,
+    cls_k_strides,
+    cls_v_strides,
+    out_strides,
+    lse_strides,
+    rows,
+    HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    SHARED: tl.constexpr,
+    INPUT_PRECISION: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """One program: `BLOCK_Q` queries of one head of one sequence against all its keys, with a streamed softmax.
+
+    Strides are `(batch, row, token, head, dim)`; of the class token's key and value `(batch, head, dim)`; of
+    the log-sum-exp `(batch, row, token, head)`.
+    """
+    TILES: tl.constexpr = (QUERIES + BLOCK_Q - 1) // BLOCK_Q
+    EVEN_Q: tl.constexpr = QUERIES % BLOCK_Q == 0 and HEAD_DIM == BLOCK_D
+    EVEN_K: tl.constexpr = KEYS % BLOCK_K == 0 and HEAD_DIM == BLOCK_D
+    pid = tl.program_id(0)
+    tile, head = pid % TILES, (pid // TILES) % HEADS
+    sequence = pid // (TILES * HEADS)
+    batch, row = (sequence // rows).to(tl.int64), (sequence % rows).to(tl.int64)
+    head, key_head = head.to(tl.int64), (head // GROUP).to(tl.int64)
+    q_ptr += batch * q_strides[0] + row * q_strides[1] + head * q_strides[3]
+    k_ptr += batch * k_strides[0] + row * k_strides[1] + key_head * k_strides[3]
+    v_ptr += batch * v_strides[0] + row * v_strides[1] + key_head * v_strides[3]
+    out_ptr += batch * out_strides[0] + row * out_strides[1] + head * out_strides[3]
+    lse_ptr += batch * lse_strides[0] + row * lse_strides[1] + head * lse_strides[3]
+    cls_k_ptr += batch * cls_k_strides[0] + key_head * cls_k_strides[1]
+    cls_v_ptr += batch * cls_v_strides[0] + key_head * cls_v_strides[1]
+
+    offs_q = tile * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    offs_k = tl.arange(0, BLOCK_K)
+    offs_d = tl.arange(0, BLOCK_D)
+    # (BLOCK_Q, BLOCK_D)
+    q = load_tile(q_ptr, offs_q, offs_d, q_strides[2], q_strides[4], QUERIES, HEAD_DIM, EVEN_Q)
+    # (BLOCK_D,)
+    cls_k = load_vector(cls_k_ptr, offs_d, cls_k_strides[2], HEAD_DIM, 0.0)
+    cls_v = load_vector(cls_v_ptr, offs_d, cls_v_strides[2], HEAD_DIM, 0.0)
+    # (BLOCK_Q,)
+    largest = tl.sum(q.to(tl.float32) * cls_k[None, :], 1) * LOG2E
+    total = tl.full((BLOCK_Q,), 1.0, tl.float32)
+    # (BLOCK_Q, BLOCK_D)
+    acc = tl.zeros((BLOCK_Q, BLOCK_D), tl.float32) + cls_v[None, :]
+    for start in range(0, KEYS, BLOCK_K):
+        # (BLOCK_K, BLOCK_D)
+        k = load_tile(k_ptr, start + offs_k, offs_d, k_strides[2], k_strides[4], KEYS, HEAD_DIM, EVEN_K)
+        # (BLOCK_Q, BLOCK_K)
+        scores = tl.dot(q, tl.trans(k), input_precision=INPUT_PRECISION) * LOG2E
+        if KEYS % BLOCK_K != 0:
+            scores = tl.where((start + offs_k < KEYS)[None, :], scores, float("-inf"))
+        new_largest = tl.maximum(largest, tl.max(scores, 1))
+        rescale = tl.exp2(largest - new_largest)
+        p = tl.exp2(scores - new_largest[:, None])
+        total = total * rescale + tl.sum(p, 1)
+        largest = new_largest
+        if SHARED:
+            v = k
+        else:
+            v = load_tile(v_ptr, start + offs_k, offs_d, v_strides[2], v_strides[4], KEYS, HEAD_DIM, EVEN_K)
+        acc = tl.dot(p.to(v.dtype), v, acc * rescale[:, None], input_precision=INPUT_PRECISION)
+    store_tile(
+        out_ptr,
+        acc / total[:, None],
+        offs_q,
+        offs_d,
+        out_strides[2],
+        out_strides[4],
+        QUERIES,
+        HEAD_DIM,
+        EVEN_Q,
+    )
+    lse_ptrs = lse_ptr + offs_q.to(tl.int64) * lse_strides[2]
+    tl.store(lse_ptrs, largest + tl.log2(total), mask=offs_q < QUERIES)
+
+
+@triton.jit
+def axis_attention_bwd_query_kernel(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    cls_k_ptr,
+    cls_v_ptr,
+    out_ptr,
+    grad_ptr,
+    lse_ptr,
+    delta_ptr,
+    grad_q_ptr,
+    grad_cls_k_ptr,
+    grad_cls_v_ptr,
+    q_strides,
+    k_strides,
+    v_strides,
+    cls_k_strides,
+    cls_v_strides,
+    out_strides,
+    grad_strides,
+    lse_strides,
+    grad_q_strides,
+    rows,
+    HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    SHARED: tl.constexpr,
+    INPUT_PRECISION: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """One program: the gradient of `BLOCK_Q` queries, their Δ, and their part of the class token's key and value.
+
+    Strides as in the forward kernel; `delta` has those of `lse`. The parts of the class token's key and value
+    are `(programs, HEAD_DIM)`, one where they are one tensor.
+    """
+    TILES: tl.constexpr = (QUERIES + BLOCK_Q - 1) // BLOCK_Q
+    EVEN_Q: tl.constexpr = QUERIES % BLOCK_Q == 0 and HEAD_DIM == BLOCK_D
+    EVEN_K: tl.constexpr = KEYS % BLOCK_K == 0 and HEAD_DIM == BLOCK_D
+    pid = tl.program_id(0)
+    tile, head = pid % TILES, (pid // TILES) % HEADS
+    sequence = pid // (TILES * HEADS)
+    batch, row = (sequence // rows).to(tl.int64), (sequence % rows).to(tl.int64)
+    head, key_head = head.to(tl.int64), (head // GROUP).to(tl.int64)
+    q_ptr += batch * q_strides[0] + row * q_strides[1] + head * q_strides[3]
+    k_ptr += batch * k_strides[0] + row * k_strides[1] + key_head * k_strides[3]
+    v_ptr += batch * v_strides[0] + row * v_strides[1] + key_head * v_strides[3]
+    out_ptr += batch * out_strides[0] + row * out_strides[1] + head * out_strides[3]
+    grad_ptr += batch * grad_strides[0] + row * grad_strides[1] + head * grad_strides[3]
+    grad_q_ptr += batch * grad_q_strides[0] + row * grad_q_strides[1] + head * grad_q_strides[3]
+    offset_lse = batch * lse_strides[0] + row * lse_strides[1] + head * lse_strides[3]
+    cls_k_ptr += batch * cls_k_strides[0] + key_head * cls_k_strides[1]
+    cls_v_ptr += batch * cls_v_strides[0] + key_head * cls_v_strides[1]
+
+    offs_q = tile * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    offs_k = tl.arange(0, BLOCK_K)
+    offs_d = tl.arange(0, BLOCK_D)
+    # (BLOCK_Q, BLOCK_D)
+    q = load_tile(q_ptr, offs_q, offs_d, q_strides[2], q_strides[4], QUERIES, HEAD_DIM, EVEN_Q)
+    grad = load_tile(grad_ptr, offs_q, offs_d, grad_strides[2], grad_strides[4], QUERIES, HEAD_DIM, EVEN_Q)
+    out = load_tile(out_ptr, offs_q, offs_d, out_strides[2], out_strides[4], QUERIES, HEAD_DIM, EVEN_Q)
+    # (BLOCK_Q,)
+    delta = tl.sum(grad.to(tl.float32) * out.to(tl.float32), 1)
+    offs_lse = offset_lse + offs_q.to(tl.int64) * lse_strides[2]
+    tl.store(delta_ptr + offs_lse, delta, mask=offs_q < QUERIES)
+    lse = tl.load(lse_ptr + offs_lse, mask=offs_q < QUERIES, other=float("inf"))
+    # (BLOCK_D,)
+    cls_k = load_vector(cls_k_ptr, offs_d, cls_k_strides[2], HEAD_DIM, 0.0)
+    cls_v = load_vector(cls_v_ptr, offs_d, cls_v_strides[2], HEAD_DIM, 0.0)
+    # (BLOCK_Q,)
+    cls_p = tl.exp2(tl.sum(q.to(tl.float32) * cls_k[None, :], 1) * LOG2E - lse)
+    cls_ds = cls_p * (tl.sum(grad.to(tl.float32) * cls_v[None, :], 1) - delta)
+    # (BLOCK_D,)
+    grad_cls_k = tl.sum(cls_ds[:, None] * q.to(tl.float32), 0)
+    grad_cls_v = tl.sum(cls_p[:, None] * grad.to(tl.float32), 0)
+    offs_partial = pid.to(tl.int64) * HEAD_DIM + offs_d
+    if SHARED:
+        tl.store(grad_cls_k_ptr + offs_partial, grad_cls_k + grad_cls_v, mask=offs_d < HEAD_DIM)
+    else:
+        tl.store(grad_cls_k_ptr + offs_partial, grad_cls_k, mask=offs_d < HEAD_DIM)
+        tl.store(grad_cls_v_ptr + offs_partial, grad_cls_v, mask=offs_d < HEAD_DIM)
+    # (BLOCK_Q, BLOCK_D)
+    grad_q = cls_ds[:, None] * cls_k[None, :]
+    for start in range(0, KEYS, BLOCK_K):
+        # (BLOCK_K, BLOCK_D)
+        k = load_tile(k_ptr, start + offs_k, offs_d, k_strides[2], k_strides[4], KEYS, HEAD_DIM, EVEN_K)
+        if SHARED:
+            v = k
+        else:
+            v = load_tile(v_ptr, start + offs_k, offs_d, v_strides[2], v_strides[4], KEYS, HEAD_DIM, EVEN_K)
+        # (BLOCK_Q, BLOCK_K)
+        p = tl.exp2(tl.dot(q, tl.trans(k), input_precision=INPUT_PRECISION) * LOG2E - lse[:, None])
+        if KEYS % BLOCK_K != 0:
+            p = tl.where((start + offs_k < KEYS)[None, :], p, 0.0)
+        ds = p * (tl.dot(grad, tl.trans(v), input_precision=INPUT_PRECISION) - delta[:, None])
+        grad_q = tl.dot(ds.to(k.dtype), k, grad_q, input_precision=INPUT_PRECISION)
+    store_tile(grad_q_ptr, grad_q, offs_q, offs_d, grad_q_strides[2], grad_q_strides[4], QUERIES, HEAD_DIM, EVEN_Q)
+
+
+@triton.jit
+def add_key_gradients(k, v, q, grad, lse, delta, grad_k, grad_v, SHARED: tl.constexpr, INPUT_PRECISION: tl.constexpr):
+    """Add what the queries of one tile contribute to the gradients of a tile of keys and values.
+
+    Shapes: keys `(BLOCK_K, BLOCK_D)`, queries `(BLOCK_Q, BLOCK_D)`, `lse` and `delta` `(BLOCK_Q,)`; a query
+    that is none has an infinite `lse`.
+    """
+    # (BLOCK_K, BLOCK_Q)
+    p = tl.exp2(tl.dot(k, tl.trans(q), input_precision=INPUT_PRECISION) * LOG2E - lse[None, :])
+    ds = p * (tl.dot(v, tl.trans(grad), input_precision=INPUT_PRECISION) - delta[None, :])
+    # (BLOCK_K, BLOCK_D)
+    grad_k = tl.dot(ds.to(q.dtype), q, grad_k, input_precision=INPUT_PRECISION)
+    if SHARED:
+        grad_k = tl.dot(p.to(q.dtype), grad, grad_k, input_precision=INPUT_PRECISION)
+    else:
+        grad_v = tl.dot(p.to(q.dtype), grad, grad_v, input_precision=INPUT_PRECISION)
+    return grad_k, grad_v
+
+
+@triton.jit
+def axis_attention_bwd_key_kernel(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    cls_q_ptr,
+    grad_ptr,
+    cls_grad_ptr,
+    lse_ptr,
+    cls_lse_ptr,
+    delta_ptr,
+    cls_delta_ptr,
+    grad_k_ptr,
+    grad_v_ptr,
+    q_strides,
+    k_strides,
+    v_strides,
+    cls_q_strides,
+    grad_strides,
+    cls_grad_strides,
+    lse_strides,
+    cls_lse_strides,
+    grad_k_strides,
+    grad_v_strides,
+    rows,
+    KEY_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    LENGTH: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    SHARED: tl.constexpr,
+    INPUT_PRECISION: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """One program: the gradients of `BLOCK_K` keys and values, from all queries of their heads in one order.
+
+    Strides as in the forward kernel, the class token's queries `(batch, row, GROUP, KEY_HEADS, dim)`.
+    """
+    KEY_TILES: tl.constexpr = (LENGTH + BLOCK_K - 1) // BLOCK_K
+    QUERY_TILES: tl.constexpr = (LENGTH + BLOCK_Q - 1) // BLOCK_Q
+    EVEN_Q: tl.constexpr = LENGTH % BLOCK_Q == 0 and HEAD_DIM == BLOCK_D
+    EVEN_K: tl.constexpr = LENGTH % BLOCK_K == 0 and HEAD_DIM == BLOCK_D
+    pid = tl.program_id(0)
+    tile, key_head = pid % KEY_TILES, ((pid // KEY_TILES) % KEY_HEADS).to(tl.int64)
+    sequence = pid // (KEY_TILES * KEY_HEADS)
+    batch, row = (sequence // rows).to(tl.int64), (sequence % rows).to(tl.int64)
+    q_ptr += batch * q_strides[0] + row * q_strides[1]
+    k_ptr += batch * k_strides[0] + row * k_strides[1] + key_head * k_strides[3]
+    v_ptr += batch * v_strides[0] + row * v_strides[1] + key_head * v_strides[3]
+    grad_ptr += batch * grad_strides[0] + row * grad_strides[1]
+    offset_lse = batch * lse_strides[0] + row * lse_strides[1]
+    cls_q_ptr += batch * cls_q_strides[0] + row * cls_q_strides[1] + key_head * cls_q_strides[3]
+    cls_grad_ptr += batch * cls_grad_strides[0] + row * cls_grad_strides[1] + key_head * cls_grad_strides[3]
+    offset_cls_lse = batch * cls_lse_strides[0] + row * cls_lse_strides[1] + key_head * cls_lse_strides[3]
+    grad_k_ptr += batch * grad_k_strides[0] + row * grad_k_strides[1] + key_head * grad_k_strides[3]
+    grad_v_ptr += batch * grad_v_strides[0] + row * grad_v_strides[1] + key_head * grad_v_strides[3]
+
+    offs_k = tile * BLOCK_K + tl.arange(0, BLOCK_K)
+    offs_d = tl.arange(0, BLOCK_D)
+    offs_g = tl.arange(0, BLOCK_G)
+    # (BLOCK_K, BLOCK_D)
+    k = load_tile(k_ptr, offs_k, offs_d, k_strides[2], k_strides[4], LENGTH, HEAD_DIM, EVEN_K)
+    if SHARED:
+        v = k
+    else:
+        v = load_tile(v_ptr, offs_k, offs_d, v_strides[2], v_strides[4], LENGTH, HEAD_DIM, EVEN_K)
+    # (BLOCK_G, BLOCK_D)
+    cls_q = load_tile(cls_q_ptr, offs_g, offs_d, cls_q_strides[2], cls_q_strides[4], GROUP, HEAD_DIM, False)
+    cls_grad = load_tile(cls_grad_ptr, offs_g, offs_d, cls_grad_strides[2], cls_grad_strides[4], GROUP, HEAD_DIM, False)
+    # (BLOCK_G,)
+    offs_lse = offset_cls_lse + offs_g.to(tl.int64) * cls_lse_strides[2]
+    lse = tl.load(cls_lse_ptr + offs_lse, mask=offs_g < GROUP, other=float("inf"))
+    delta = tl.load(cls_delta_ptr + offs_lse, mask=offs_g < GROUP, other=0.0)
+    # (BLOCK_K, BLOCK_D)
+    grad_k = tl.zeros((BLOCK_K, BLOCK_D), tl.float32)
+    grad_v = grad_k
+    grad_k, grad_v = add_key_gradients(k, v, cls_q, cls_grad, lse, delta, grad_k, grad_v, SHARED, INPUT_PRECISION)
+    for step in range(0, GROUP * QUERY_TILES):
+        head = key_head * GROUP + step // QUERY_TILES
+        offs_q = (step % QUERY_TILES) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+        # (BLOCK_Q, BLOCK_D)
+        q = load_tile(q_ptr + head * q_strides[3], offs_q, offs_d, q_strides[2], q_strides[4], LENGTH, HEAD_DIM, EVEN_Q)
+        grad = load_tile(
+            grad_ptr + head * grad_strides[3],
+            offs_q,
+            offs_d,
+            grad_strides[2],
+            grad_strides[4],
+            LENGTH,
+            HEAD_DIM,
+            EVEN_Q,
+        )
+        # (BLOCK_Q,)
+        offs_lse = offset_lse + head * lse_strides[3] + offs_q.to(tl.int64) * lse_strides[2]
+        lse = tl.load(lse_ptr + offs_lse, mask=offs_q < LENGTH, other=float("inf"))
+        delta = tl.load(delta_ptr + offs_lse, mask=offs_q < LENGTH, other=0.0)
+        grad_k, grad_v = add_key_gradients(k, v, q, grad, lse, delta, grad_k, grad_v, SHARED, INPUT_PRECISION)
+    store_tile(grad_k_ptr, grad_k, offs_k, offs_d, grad_k_strides[2], grad_k_strides[4], LENGTH, HEAD_DIM, EVEN_K)
+    if not SHARED:
+        store_tile(grad_v_ptr, grad_v, offs_k, offs_d, grad_v_strides[2], grad_v_strides[4], LENGTH, HEAD_DIM, EVEN_K)

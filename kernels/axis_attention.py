@@ -1,0 +1,257 @@
+"""Attention along one axis on the kernels of `attention`: launchers, and the registered operator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import launch
+from .attention import axis_attention_bwd_key_kernel, axis_attention_bwd_query_kernel, axis_attention_fwd_kernel
+
+
+@dataclass(frozen=True)
+class Operands:
+    """What attention along one axis reads.
+
+    Attributes:
+        query: `(batch, rows, length, heads, head_dim)`, the scale inside.
+        key: `(batch, rows, length, key_heads, head_dim)`; `key_heads` divides `heads`.
+        value: like `key`, or None where the keys are the values too.
+        cls_query: `(batch, heads, head_dim)`.
+        cls_key: `(batch, key_heads, head_dim)`.
+        cls_value: like `cls_key`, or None where the keys are the values too.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor | None
+    cls_query: Tensor
+    cls_key: Tensor
+    cls_value: Tensor | None
+
+    @property
+    def values(self) -> Tensor:
+        """The values, which may be the keys."""
+        return self.key if self.value is None else self.value
+
+    @property
+    def cls_values(self) -> Tensor:
+        """The class token's value, which may be its key."""
+        return self.cls_key if self.cls_value is None else self.cls_value
+
+    @property
+    def cls_queries(self) -> Tensor:
+        """The class token's queries as tokens: `(batch, rows, group, key_heads, head_dim)`."""
+        return self.grouped(self.cls_query.unsqueeze(1).expand(-1, self.key.shape[1], -1, -1))
+
+    def grouped(self, per_head: Tensor) -> Tensor:
+        """View `(batch, rows, heads, …)` as `(batch, rows, group, key_heads, …)`."""
+        return per_head.unflatten(2, (self.key.shape[3], -1)).transpose(2, 3)
+
+
+def attend(operands: Operands, out: Tensor, cls_out: Tensor, lse: Tensor, cls_lse: Tensor) -> None:
+    """Attention of the grid tokens and of the class token.
+
+    Args:
+        operands: what is read.
+        out: written, `(batch, rows, length, heads, head_dim)`, any strides.
+        cls_out: written, `(batch, rows, heads, head_dim)`, any strides.
+        lse: written, `(batch, rows, length, heads)`, float32, log-sum-exp of the scores to base 2.
+        cls_lse: written, `(batch, rows, heads)`, likewise.
+    """
+    _forward("axis_attention_fwd", operands, operands.query, out, lse)
+    _forward("class_query_fwd", operands, operands.cls_queries, operands.grouped(cls_out), operands.grouped(cls_lse))
+
+
+def attend_backward(
+    operands: Operands,
+    out: Tensor,
+    cls_out: Tensor,
+    lse: Tensor,
+    cls_lse: Tensor,
+    grad_out: Tensor,
+    grad_cls_out: Tensor,
+    grad_query: Tensor,
+    grad_key: Tensor,
+    grad_value: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Gradients of `attend`.
+
+    Args:
+        operands: what `attend` read.
+        out: what it wrote.
+        cls_out: likewise.
+        lse: likewise.
+        cls_lse: likewise.
+        grad_out: gradient of `out`, any strides.
+        grad_cls_out: gradient of `cls_out`, any strides.
+        grad_query: written, like `query`, any strides.
+        grad_key: written, like `key`; the gradients of keys and values where they are one tensor.
+        grad_value: written, like `value`, or None.
+
+    Returns:
+        Gradients of the class token's query, key and value (None where it is the key) in float32.
+    """
+    heads, head_dim = operands.query.shape[3:]
+    batch, rows = operands.key.shape[:2]
+    delta, cls_delta = torch.empty_like(lse), torch.empty_like(cls_lse)
+    grad_cls_query = torch.empty(batch, rows, heads, head_dim, dtype=torch.float32, device=out.device)
+    body = _query_backward("axis_attention_bwd_query", operands, operands.query, out, grad_out, lse, delta, grad_query)
+    front = _query_backward(
+        "class_query_bwd",
+        operands,
+        operands.cls_queries,
+        *(operands.grouped(x) for x in (cls_out, grad_cls_out, cls_lse, cls_delta, grad_cls_query)),
+    )
+    _key_backward(operands, grad_out, grad_cls_out, lse, cls_lse, delta, cls_delta, grad_key, grad_value)
+    grad_cls_key, grad_cls_value = (one + other for one, other in zip(body, front, strict=True))
+    return grad_cls_query.sum(1), grad_cls_key, None if operands.value is None else grad_cls_value
+
+
+def _forward(name: str, operands: Operands, query: Tensor, out: Tensor, lse: Tensor) -> None:
+    batch, rows, queries, heads, head_dim = query.shape
+    arguments = {**_keys(operands, heads), "rows": rows, "QUERIES": queries, "HEAD_DIM": head_dim}
+    arguments |= {"q_ptr": query, "q_strides": query.stride(), "out_ptr": out, "out_strides": out.stride()}
+    arguments |= {"lse_ptr": lse, "lse_strides": lse.stride()}
+    config = _config(name, query, operands.key.shape[2], arguments["BLOCK_D"])
+    tiles = launch.ceil_div(queries, config.tiles["BLOCK_Q"])
+    products = _products(2, query, operands.key, config)
+    launch.launch(
+        name,
+        axis_attention_fwd_kernel,
+        batch * rows * heads * tiles,
+        config,
+        arguments,
+        device=query.device,
+        flops=products[0],
+        executed_flops=products[1],
+    )
+
+
+def _query_backward(
+    name: str,
+    operands: Operands,
+    query: Tensor,
+    out: Tensor,
+    grad: Tensor,
+    lse: Tensor,
+    delta: Tensor,
+    grad_query: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Write `delta` and `grad_query`; return what these queries give the class token's key and value."""
+    batch, rows, queries, heads, head_dim = query.shape
+    assert delta.stride() == lse.stride()
+    arguments = {**_keys(operands, heads), "rows": rows, "QUERIES": queries, "HEAD_DIM": head_dim}
+    arguments |= {"q_ptr": query, "q_strides": query.stride(), "out_ptr": out, "out_strides": out.stride()}
+    arguments |= {"grad_ptr": grad, "grad_strides": grad.stride()}
+    arguments |= {"lse_ptr": lse, "lse_strides": lse.stride(), "delta_ptr": delta}
+    arguments |= {"grad_q_ptr": grad_query, "grad_q_strides": grad_query.stride()}
+    config = _config(name, query, operands.key.shape[2], arguments["BLOCK_D"])
+    tiles = launch.ceil_div(queries, config.tiles["BLOCK_Q"])
+    partial = torch.empty(
+        2 - arguments["SHARED"], batch, rows * heads * tiles, head_dim, dtype=torch.float32, device=query.device
+    )
+    arguments |= {"grad_cls_k_ptr": partial[0], "grad_cls_v_ptr": partial[-1]}
+    products = _products(3, query, operands.key, config)
+    launch.launch(
+        name,
+        axis_attention_bwd_query_kernel,
+        batch * rows * heads * tiles,
+        config,
+        arguments,
+        device=query.device,
+        flops=products[0],
+        executed_flops=products[1],
+    )
+    key_heads = operands.key.shape[3]
+    per_key_head = partial.view(-1, batch, rows, key_heads, heads // key_heads * tiles, head_dim)
+    summed = per_key_head.sum((2, 4))
+    return summed[0], summed[-1]
+
+
+def _key_backward(
+    operands: Operands,
+    grad: Tensor,
+    cls_grad: Tensor,
+    lse: Tensor,
+    cls_lse: Tensor,
+    delta: Tensor,
+    cls_delta: Tensor,
+    grad_key: Tensor,
+    grad_value: Tensor | None,
+) -> None:
+    query, key, value = operands.query, operands.key, operands.values
+    cls_query, cls_grad, cls_lse, cls_delta = (
+        operands.cls_queries,
+        *(operands.grouped(x) for x in (cls_grad, cls_lse, cls_delta)),
+    )
+    assert delta.stride() == lse.stride()
+    assert cls_delta.stride() == cls_lse.stride()
+    grad_values = grad_key if grad_value is None else grad_value
+    batch, rows, length, key_heads, head_dim = key.shape
+    group = query.shape[3] // key_heads
+    block_d = launch.feature_block(head_dim)
+    config = _config("axis_attention_bwd_key", query, length, block_d)
+    arguments: dict[str, Any] = {"lse_ptr": lse, "cls_lse_ptr": cls_lse, "delta_ptr": delta}
+    arguments |= {"cls_delta_ptr": cls_delta, "lse_strides": lse.stride(), "cls_lse_strides": cls_lse.stride()}
+    strided = {"q": query, "k": key, "v": value, "cls_q": cls_query, "grad": grad, "cls_grad": cls_grad}
+    for name, tensor in {**strided, "grad_k": grad_key, "grad_v": grad_values}.items():
+        arguments |= {f"{name}_ptr": tensor, f"{name}_strides": tensor.stride()}
+    arguments |= {"rows": rows, "KEY_HEADS": key_heads, "GROUP": group, "LENGTH": length, "HEAD_DIM": head_dim}
+    arguments |= {"BLOCK_D": block_d, "BLOCK_G": launch.feature_block(group), "SHARED": operands.value is None}
+    arguments["INPUT_PRECISION"] = launch.input_precision()
+    tile_q, tile_k = config.tiles["BLOCK_Q"], config.tiles["BLOCK_K"]
+    tiles = launch.ceil_div(length, tile_k)
+    padded = tiles * tile_k * (group * launch.ceil_div(length, tile_q) * tile_q + arguments["BLOCK_G"])
+    launch.launch(
+        "axis_attention_bwd_key",
+        axis_attention_bwd_key_kernel,
+        batch * rows * key_heads * tiles,
+        config,
+        arguments,
+        device=query.device,
+        flops=8 * batch * rows * key_heads * group * length * (length + 1) * head_dim,
+        executed_flops=8 * batch * rows * key_heads * padded * block_d,
+    )
+
+
+def _keys(operands: Operands, heads: int) -> dict[str, Any]:
+    """The arguments that every kernel over queries shares."""
+    key, value = operands.key, operands.values
+    cls_key, cls_value = operands.cls_key, operands.cls_values
+    return {
+        "k_ptr": key,
+        "v_ptr": value,
+        "cls_k_ptr": cls_key,
+        "cls_v_ptr": cls_value,
+        "k_strides": key.stride(),
+        "v_strides": value.stride(),
+        "cls_k_strides": cls_key.stride(),
+        "cls_v_strides": cls_value.stride(),
+        "HEADS": heads,
+        "GROUP": heads // key.shape[3],
+        "KEYS": key.shape[2],
+        "BLOCK_D": launch.feature_block(key.shape[4]),
+        "SHARED": operands.value is None,
+        "INPUT_PRECISION": launch.input_precision(),
+    }
+
+
+def _config(name: str, query: Tensor, keys: int, block_d: int) -> launch.Config:
+    config = launch.choose(name, query.device, query.dtype, block_d)
+    return launch.fit(config, BLOCK_Q=query.shape[2], BLOCK_K=keys)
+
+
+def _products(count: int, query: Tensor, key: Tensor, config: launch.Config) -> tuple[int, int]:
+    """Useful and executed operations of `count` products between all queries and keys."""
+    batch, rows, queries, heads, head_dim = query.shape
+    tile_q, tile_k = config.tiles["BLOCK_Q"], config.tiles["BLOCK_K"]
+    padded_queries = launch.ceil_div(queries, tile_q) * tile_q
+    padded_keys = launch.ceil_div(key.shape[2], tile_k) * tile_k
+    each = 2 * count * batch * rows * heads
+    return each * queries * key.shape[2] * head_dim, each * padded_queries * padded_keys * launch.feature_block(
+        head_dim
+    )
