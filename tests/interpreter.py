@@ -2,7 +2,7 @@
 
 The interpreter keeps bfloat16 as bit patterns of 16-bit integers: its casts truncate, its arithmetic and its
 products work on the patterns. It computes TF32 products in float32, gives zeros where a masked load leaves
-values undefined, and lets int32 wrap. `install` mends each, and `test_interpreter.py` says when the stock
+values undefined, lets int32 wrap, and with NumPy 2.4 loops over no argument. `install` mends each, and `test_interpreter.py` says when the stock
 interpreter no longer needs it.
 """
 
@@ -64,6 +64,8 @@ def install() -> None:
     _mend_products(stock)
     _poison_undefined_values(stock)
     _check_overflow(stock)
+    _let_values_bound_loops(stock)
+    _patch_once_a_launch(stock)
 
 
 def _refuse_bfloat16_arithmetic(stock: Any) -> None:
@@ -166,27 +168,83 @@ def _poison_undefined_values(stock: Any) -> None:
             return np.array(0x7F, dtype) if dtype == np.uint8 else np.array(np.nan, dtype)
         return np.frombuffer(bytes([POISON_BYTE]) * dtype.itemsize, np.uint8).view(dtype)[0]
 
+    # A single value's `other` of zero is false to the interpreter, which then passes none.
+    other_is_given = False
+
     def noting_load(self: Any, pointer: Any, mask: Any, other: Any, *rest: Any, **keywords: Any) -> Any:
-        self.builder.other_is_zero = other is not None
+        nonlocal other_is_given
+        other_is_given = other is not None
         try:
             return load(self, pointer, mask, other, *rest, **keywords)
         finally:
-            self.builder.other_is_zero = False
+            other_is_given = False
 
     def poisoned_load(self: Any, pointers: Any, mask: Any, other: Any, *rest: Any, **keywords: Any) -> Any:
-        if other is None and not self.other_is_zero and not np.all(mask.data):
+        if other is None and not other_is_given and not np.all(mask.data):
             kind = pointers.get_element_ty()
             values = np.broadcast_to(poison(kind), pointers.data.shape)
             other = stock.TensorHandle(np.ascontiguousarray(values), kind)
         return masked_load(self, pointers, mask, other, *rest, **keywords)
 
-    # A single value's `other` of zero is false to the interpreter, which then passes none.
-    builder.other_is_zero = False
     TritonSemantic.load, builder.create_masked_load = noting_load, poisoned_load
 
 
 def _check_overflow(stock: Any) -> None:
+    from triton.language.semantic import TritonSemantic
+
+    # Asserts of kernels run with `debug` alone; it turns the stock check of overflow on too, ten times as slow.
     stock.interpreter_builder.options = stock.InterpreterOptions(debug=True)
+    check = TritonSemantic.binary_op_sanitize_overflow_impl
+    operations = {"add": np.add, "sub": np.subtract, "mul": np.multiply}
+
+    def check_at_once(self: Any, lhs: Any, rhs: Any, operation: Callable[..., Any]) -> None:
+        if not isinstance(self.builder, stock.InterpreterBuilder):
+            return check(self, lhs, rhs, operation)
+        kind = lhs.type.scalar
+        if kind.int_bitwidth >= 64:
+            return None
+        values = operations[operation.__name__](lhs.handle.data, rhs.handle.data, dtype=np.int64)
+        if values.size and not kind.get_int_min_value() <= values.min() <= values.max() <= kind.get_int_max_value():
+            raise OverflowError(f"int{kind.int_bitwidth} overflow in {operation.__name__}")
+        return None
+
+    TritonSemantic.binary_op_sanitize_overflow_impl = check_at_once
+
+
+def _let_values_bound_loops(stock: Any) -> None:
+    patch = stock._patch_lang_tensor
+
+    def patch_with_index(tensor: Any, scope: Any) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    stock._patch_lang_tensor = patch_with_index
+
+
+def _patch_once_a_launch(stock: Any) -> None:
+    """Patch the language once a launch, not at every call of a device function: half of the time."""
+    import triton.language as tl
+
+    executor = stock.GridExecutor
+    patch, execute = stock._patch_lang, executor.__call__
+    patched: set[tuple[bool, bool]] = set()
+
+    def patch_once(function: Any) -> Any:
+        names = function.__globals__.values()
+        modules = (any(value is tl for value in names), any(value is tl.core for value in names))
+        if modules in patched:
+            return stock._LangPatchScope()
+        patched.add(modules)
+        return patch(function)
+
+    def execute_afresh(self: Any, *arguments: Any, **keywords: Any) -> None:
+        patched.clear()
+        try:
+            execute(self, *arguments, **keywords)
+        finally:
+            patched.clear()
+
+    stock._patch_lang, executor.__call__ = patch_once, execute_afresh
 
 
 @contextmanager
