@@ -2,8 +2,8 @@
 
 The interpreter keeps bfloat16 as bit patterns of 16-bit integers: its casts truncate, its arithmetic and its
 products work on the patterns. It computes TF32 products in float32, gives zeros where a masked load leaves
-values undefined, lets int32 wrap, and with NumPy 2.4 loops over no argument. `install` mends each, and `test_interpreter.py` says when the stock
-interpreter no longer needs it.
+values undefined, lets int32 wrap, and with NumPy 2.4 no argument can bound a loop. `install` mends each, and
+`test_interpreter.py` says when the stock interpreter no longer needs it.
 """
 
 from __future__ import annotations

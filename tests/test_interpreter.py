@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
 
 import numpy as np
 import pytest
 import torch
-from interpreter import round_to_tf32
+from interpreter import permuted_programs, round_to_tf32
 
 triton = pytest.importorskip("triton")
 tl = triton.language
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _interpreted(device: torch.device) -> None:
     if device.type == "cuda":
         pytest.skip("the interpreter runs on a CPU alone")
@@ -204,3 +207,119 @@ def test_int64_does_not_overflow() -> None:
     out = torch.empty(1, dtype=torch.int64)
     overflow_kernel[(1,)](out, 2**31 - 1, OPERATION="widen")
     assert out.item() == 3 * (2**31 - 1)
+
+
+@triton.jit
+def loop_kernel(out_ptr, size):
+    total = 0
+    for i in range(0, size):
+        total += i
+    tl.store(out_ptr, total)
+
+
+def test_an_argument_bounds_a_loop() -> None:
+    out = torch.empty(1, dtype=torch.int32)
+    loop_kernel[(1,)](out, 5)
+    assert out.item() == 10
+
+
+@triton.jit
+def order_kernel(out_ptr, clock_ptr):
+    time = tl.load(clock_ptr)
+    tl.store(out_ptr + 3 * tl.program_id(0) + tl.program_id(1), time)
+    tl.store(clock_ptr, time + 1)
+
+
+def launch_order() -> list[int]:
+    out, clock = torch.full((12,), -1), torch.zeros(1, dtype=torch.int64)
+    order_kernel[(4, 3)](out, clock)
+    return out.tolist()
+
+
+def test_programs_run_in_another_order_once_each() -> None:
+    with permuted_programs(1):
+        first, second = launch_order(), launch_order()
+    with permuted_programs(1):
+        again = launch_order()
+    assert sorted(first) == sorted(second) == launch_order() == list(range(12))
+    assert first == again
+    assert first != second
+    assert first != list(range(12))
+
+
+PREAMBLE = """
+import numpy as np, torch, triton, triton.language as tl
+@triton.jit
+def convert(x_ptr, out_ptr):
+    tl.store(out_ptr, tl.load(x_ptr).to(out_ptr.dtype.element_ty))
+@triton.jit
+def add(x_ptr, out_ptr):
+    tl.store(out_ptr, tl.load(x_ptr) + tl.load(x_ptr))
+@triton.jit
+def dot(a_ptr, out_ptr, PRECISION: tl.constexpr):
+    offs = tl.arange(0, 16)[:, None] * 16 + tl.arange(0, 16)[None, :]
+    a = tl.load(a_ptr + offs)
+    tl.store(out_ptr + offs, tl.dot(a, a, input_precision=PRECISION))
+@triton.jit
+def undefined(x_ptr, out_ptr):
+    offs = tl.arange(0, 2)
+    tl.store(out_ptr + offs, tl.load(x_ptr + offs, mask=offs < 1))
+@triton.jit
+def multiply(out_ptr, stride):
+    tl.store(out_ptr, (tl.program_id(0) + 2) * stride)
+ones = torch.full((16, 16), 1.0)
+"""
+
+DEFECTS = {
+    "casts to bfloat16 truncate": """
+        out = torch.empty(1, dtype=torch.bfloat16)
+        convert[(1,)](torch.tensor([1 + 0.75 * 2**-7]), out)
+        assert out.item() == 1
+    """,
+    "bfloat16 adds bit patterns": """
+        out = torch.empty(1, dtype=torch.bfloat16)
+        add[(1,)](torch.ones(1).bfloat16(), out)
+        assert out.item() != 2
+    """,
+    "bfloat16 products are of bit patterns": """
+        out = torch.empty(16, 16)
+        dot[(1,)](ones.bfloat16(), out, PRECISION="ieee")
+        assert out.min() > 1e6
+    """,
+    "TF32 is float32": """
+        out = torch.empty(16, 16)
+        dot[(1,)](ones + 2.0**-20, out, PRECISION="tf32")
+        assert (out > 16).all()
+    """,
+    "undefined values are zeros": """
+        out = torch.ones(2)
+        undefined[(1,)](torch.ones(2), out)
+        assert out[1] == 0
+    """,
+    "int32 wraps": """
+        out = torch.empty(1, dtype=torch.int64)
+        np.seterr(all="ignore")
+        multiply[(1,)](out, 2**31 - 1)
+        assert out.item() == -2
+    """,
+}
+
+
+@pytest.fixture(scope="module")
+def stock_verdicts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What became of each of `DEFECTS` under the interpreter as it is shipped."""
+    body = PREAMBLE
+    for name, code in DEFECTS.items():
+        body += f"try:\n{textwrap.indent(textwrap.dedent(code), '    ')}\n"
+        body += f"    print('{name}', 'as ever', sep=': ')\n"
+        body += f"except Exception as error:\n    print('{name}', repr(error), sep=': ')\n"
+    script = tmp_path_factory.mktemp("stock") / "stock.py"
+    script.write_text(body)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return dict(line.split(": ", 1) for line in done.stdout.splitlines())
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_the_stock_interpreter_still_needs_its_shim(defect: str, stock_verdicts: dict[str, str]) -> None:
+    assert stock_verdicts[defect] == "as ever", "the shim can go, or the check is out of date"
