@@ -214,20 +214,22 @@ def axis_attention_bwd_query_kernel(
     offs_q = tile * BLOCK_Q + tl.arange(0, BLOCK_Q)
     offs_k = tl.arange(0, BLOCK_K)
     offs_d = tl.arange(0, BLOCK_D)
-    # (BLOCK_Q, BLOCK_D)
-    q = load_tile(q_ptr, offs_q, offs_d, q_strides[2], q_strides[4], QUERIES, HEAD_DIM, EVEN_Q)
-    grad = load_tile(grad_ptr, offs_q, offs_d, grad_strides[2], grad_strides[4], QUERIES, HEAD_DIM, EVEN_Q)
-    out = load_tile(out_ptr, offs_q, offs_d, out_strides[2], out_strides[4], QUERIES, HEAD_DIM, EVEN_Q)
-    # (BLOCK_Q,)
-    delta = tl.sum(grad.to(tl.float32) * out.to(tl.float32), 1)
-    offs_lse = offset_lse + offs_q.to(tl.int64) * lse_strides[2]
-    tl.store(delta_ptr + offs_lse, delta, mask=offs_q < QUERIES)
-    lse = tl.load(lse_ptr + offs_lse, mask=offs_q < QUERIES, other=float("inf"))
     # (BLOCK_D,)
     cls_k = load_vector(cls_k_ptr, offs_d, cls_k_strides[2], HEAD_DIM, 0.0)
     cls_v = load_vector(cls_v_ptr, offs_d, cls_v_strides[2], HEAD_DIM, 0.0)
     # (BLOCK_Q,)
+    offs_lse = offset_lse + offs_q.to(tl.int64) * lse_strides[2]
+    lse = tl.load(lse_ptr + offs_lse, mask=offs_q < QUERIES, other=float("inf"))
+    # (BLOCK_Q, BLOCK_D)
+    q = load_tile(q_ptr, offs_q, offs_d, q_strides[2], q_strides[4], QUERIES, HEAD_DIM, EVEN_Q)
+    # (BLOCK_Q,)
     cls_p = tl.exp2(tl.sum(q.to(tl.float32) * cls_k[None, :], 1) * LOG2E - lse)
+    # (BLOCK_Q, BLOCK_D)
+    out = load_tile(out_ptr, offs_q, offs_d, out_strides[2], out_strides[4], QUERIES, HEAD_DIM, EVEN_Q)
+    grad = load_tile(grad_ptr, offs_q, offs_d, grad_strides[2], grad_strides[4], QUERIES, HEAD_DIM, EVEN_Q)
+    # (BLOCK_Q,)
+    delta = tl.sum(grad.to(tl.float32) * out.to(tl.float32), 1)
+    tl.store(delta_ptr + offs_lse, delta, mask=offs_q < QUERIES)
     cls_ds = cls_p * (tl.sum(grad.to(tl.float32) * cls_v[None, :], 1) - delta)
     # (BLOCK_D,)
     grad_cls_k = tl.sum(cls_ds[:, None] * q.to(tl.float32), 0)
@@ -347,13 +349,15 @@ def axis_attention_bwd_key_kernel(
     cls_q = load_tile(cls_q_ptr, offs_g, offs_d, cls_q_strides[2], cls_q_strides[4], GROUP, HEAD_DIM, False)
     cls_grad = load_tile(cls_grad_ptr, offs_g, offs_d, cls_grad_strides[2], cls_grad_strides[4], GROUP, HEAD_DIM, False)
     # (BLOCK_G,)
-    offs_lse = offset_cls_lse + offs_g.to(tl.int64) * cls_lse_strides[2]
-    lse = tl.load(cls_lse_ptr + offs_lse, mask=offs_g < GROUP, other=float("inf"))
-    delta = tl.load(cls_delta_ptr + offs_lse, mask=offs_g < GROUP, other=0.0)
+    offs_cls_lse = offset_cls_lse + offs_g.to(tl.int64) * cls_lse_strides[2]
+    cls_lse = tl.load(cls_lse_ptr + offs_cls_lse, mask=offs_g < GROUP, other=float("inf"))
+    cls_delta = tl.load(cls_delta_ptr + offs_cls_lse, mask=offs_g < GROUP, other=0.0)
     # (BLOCK_K, BLOCK_D)
     grad_k = tl.zeros((BLOCK_K, BLOCK_D), tl.float32)
     grad_v = grad_k
-    grad_k, grad_v = add_key_gradients(k, v, cls_q, cls_grad, lse, delta, grad_k, grad_v, SHARED, INPUT_PRECISION)
+    grad_k, grad_v = add_key_gradients(
+        k, v, cls_q, cls_grad, cls_lse, cls_delta, grad_k, grad_v, SHARED, INPUT_PRECISION
+    )
     for step in range(0, GROUP * QUERY_TILES):
         head = key_head * GROUP + step // QUERY_TILES
         offs_q = (step % QUERY_TILES) * BLOCK_Q + tl.arange(0, BLOCK_Q)

@@ -37,11 +37,20 @@ class Row(NamedTuple):
 
 
 ATTENTION: tuple[Row, ...] = (
-    Row("axis_attention_fwd", ALL, 4, 256, {"BLOCK_Q": 64, "BLOCK_K": 64}, 8, 1),
-    Row("class_query_fwd", ALL, 4, 256, {"BLOCK_Q": 16, "BLOCK_K": 64}, 4, 1),
-    Row("axis_attention_bwd_query", ALL, 4, 256, {"BLOCK_Q": 64, "BLOCK_K": 64}, 8, 1),
-    Row("class_query_bwd", ALL, 4, 256, {"BLOCK_Q": 16, "BLOCK_K": 64}, 4, 1),
-    Row("axis_attention_bwd_key", ALL, 4, 256, {"BLOCK_Q": 64, "BLOCK_K": 64}, 8, 1),
+    Row("axis_attention_fwd", (100,), 2, 256, {"BLOCK_Q": 128, "BLOCK_K": 128}, 8, 1),
+    Row("axis_attention_fwd", (80, 90), 2, 256, {"BLOCK_Q": 64, "BLOCK_K": 128}, 4, 1),
+    Row("axis_attention_fwd", (86, 89), 2, 256, {"BLOCK_Q": 64, "BLOCK_K": 64}, 4, 1),
+    Row("axis_attention_fwd", ALL, 4, 256, {"BLOCK_Q": 32, "BLOCK_K": 32}, 8, 1),
+    Row("axis_attention_bwd_query", LARGE, 2, 256, {"BLOCK_Q": 64, "BLOCK_K": 128}, 8, 1),
+    Row("axis_attention_bwd_query", (86, 89), 2, 256, {"BLOCK_Q": 32, "BLOCK_K": 32}, 4, 1),
+    Row("axis_attention_bwd_query", ALL, 4, 256, {"BLOCK_Q": 32, "BLOCK_K": 16}, 8, 1),
+    Row("axis_attention_bwd_key", (90, 100), 2, 256, {"BLOCK_Q": 32, "BLOCK_K": 128}, 8, 1),
+    Row("axis_attention_bwd_key", (80, 86, 89), 2, 256, {"BLOCK_Q": 32, "BLOCK_K": 32}, 4, 1),
+    Row("axis_attention_bwd_key", ALL, 4, 256, {"BLOCK_Q": 16, "BLOCK_K": 16}, 8, 1),
+    Row("class_query_fwd", ALL, 2, 256, {"BLOCK_Q": 16, "BLOCK_K": 64}, 4, 1),
+    Row("class_query_fwd", ALL, 4, 256, {"BLOCK_Q": 16, "BLOCK_K": 32}, 4, 1),
+    Row("class_query_bwd", ALL, 2, 256, {"BLOCK_Q": 16, "BLOCK_K": 64}, 4, 1),
+    Row("class_query_bwd", ALL, 4, 256, {"BLOCK_Q": 16, "BLOCK_K": 16}, 4, 1),
 )
 
 NORMALIZATION: tuple[Row, ...] = (
@@ -52,11 +61,8 @@ NORMALIZATION: tuple[Row, ...] = (
 MLP: tuple[Row, ...] = ()
 
 CLASS_ATTENTION: tuple[Row, ...] = (
-    Row("axis_attention_fwd", ALL, 4, 256, {"BLOCK_Q": 64, "BLOCK_K": 64}, 8, 1),
-    Row("class_query_fwd", ALL, 4, 256, {"BLOCK_Q": 16, "BLOCK_K": 64}, 4, 1),
-    Row("axis_attention_bwd_query", ALL, 4, 256, {"BLOCK_Q": 64, "BLOCK_K": 64}, 8, 1),
-    Row("class_query_bwd", ALL, 4, 256, {"BLOCK_Q": 16, "BLOCK_K": 64}, 4, 1),
-    Row("axis_attention_bwd_key", ALL, 4, 256, {"BLOCK_Q": 64, "BLOCK_K": 64}, 8, 1),
+    Row("class_attention_fwd", ALL, 4, 1024, {"BLOCK_K": 32}, 4, 2),
+    Row("class_attention_bwd", ALL, 4, 1024, {"BLOCK_K": 32, "ROWS": 16}, 8, 1),
 )
 
 LOW_RANK: tuple[Row, ...] = ()
