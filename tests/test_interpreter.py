@@ -95,7 +95,7 @@ def moved_kernel(x_ptr, out_ptr):
 
 def launch_convert(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     out = torch.empty(x.shape, dtype=dtype)
-    convert_kernel[(triton.cdiv(x.numel(), 1 << 20),)](x, out, x.numel(), BLOCK=1 << 20)
+    convert_kernel[(1,)](x, out, x.numel(), BLOCK=triton.next_power_of_2(x.numel()))
     return out
 
 

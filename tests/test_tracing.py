@@ -29,6 +29,12 @@ def copy_kernel(
     tl.store(out_ptr + row * STEP * stride_out + offs, x, mask=offs < store_end)
 
 
+@triton.jit
+def rewrite_kernel(out_ptr):
+    tl.store(out_ptr + tl.program_id(0), 1.0)
+    tl.store(out_ptr + tl.program_id(0), 2.0)
+
+
 def copy(
     x: torch.Tensor, out: torch.Tensor, *, load_end: int | None = None, store_end: int | None = None, step: int = 1
 ) -> None:
@@ -99,6 +105,13 @@ def test_write_conflicts_are_found() -> None:
     assert len(trace.launches[0].write_conflicts) == 10
     with pytest.raises(AssertionError, match="10 addresses written by two programs"):
         trace.assert_clean()
+
+
+def test_a_program_may_write_twice() -> None:
+    with trace_accesses() as trace:
+        rewrite_kernel[(3,)](torch.empty(3))
+    trace.assert_clean()
+    assert (trace.launches[0].stores.total_bytes, trace.launches[0].stores.unique_bytes) == (24, 12)
 
 
 def test_races_are_found() -> None:
