@@ -60,6 +60,44 @@ def load_vector(ptr, offs, stride, SIZE: tl.constexpr, OTHER: tl.constexpr):
 
 
 @triton.jit
+def inner_products(
+    left,
+    right,
+    left_source,
+    right_source,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    INPUT_PRECISION: tl.constexpr,
+):
+    """The products of two tiles of tokens `(·, BLOCK_D)` with one another.
+
+    Where `BLOCK_C` is less than `BLOCK_D` they are summed up over slices of so many features, loaded again from
+    their source (pointer, tokens, strides, number of tokens): products without tensor cores keep all features
+    that they sum up in registers.
+    """
+    if BLOCK_C == BLOCK_D:
+        products = tl.dot(left, tl.trans(right), input_precision=INPUT_PRECISION)
+    else:
+        products = tl.zeros((left.shape[0], right.shape[0]), tl.float32)
+        for start in range(0, BLOCK_D, BLOCK_C):
+            offs_c = start + tl.arange(0, BLOCK_C)
+            # (·, BLOCK_C)
+            a = load_slice(left_source, offs_c, HEAD_DIM)
+            b = load_slice(right_source, offs_c, HEAD_DIM)
+            products = tl.dot(a, tl.trans(b), products, input_precision=INPUT_PRECISION)
+    return products
+
+
+@triton.jit
+def load_slice(source, offs_d, HEAD_DIM: tl.constexpr):
+    """Load the features `offs_d` of tokens from their source (pointer, tokens, strides, number of tokens)."""
+    ptr, offs_m, strides, size = source
+    ptrs = ptr + offs_m.to(tl.int64)[:, None] * strides[2] + offs_d.to(tl.int64)[None, :] * strides[4]
+    return tl.load(ptrs, mask=(offs_m < size)[:, None] & (offs_d < HEAD_DIM)[None, :], other=0.0)
+
+
+@triton.jit
 def axis_attention_fwd_kernel(
     q_ptr,
     k_ptr,
@@ -86,6 +124,7 @@ def axis_attention_fwd_kernel(
     INPUT_PRECISION: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ):
     """One program: `BLOCK_Q` queries of one head of one sequence against all its keys, with a streamed softmax.
 
@@ -125,7 +164,16 @@ def axis_attention_fwd_kernel(
         # (BLOCK_K, BLOCK_D)
         k = load_tile(k_ptr, start + offs_k, offs_d, k_strides[2], k_strides[4], KEYS, HEAD_DIM, EVEN_K)
         # (BLOCK_Q, BLOCK_K)
-        scores = tl.dot(q, tl.trans(k), input_precision=INPUT_PRECISION) * LOG2E
+        scores = LOG2E * inner_products(
+            q,
+            k,
+            (q_ptr, offs_q, q_strides, QUERIES),
+            (k_ptr, start + offs_k, k_strides, KEYS),
+            HEAD_DIM,
+            BLOCK_D,
+            BLOCK_C,
+            INPUT_PRECISION,
+        )
         if KEYS % BLOCK_K != 0:
             scores = tl.where((start + offs_k < KEYS)[None, :], scores, float("-inf"))
         new_largest = tl.maximum(largest, tl.max(scores, 1))
@@ -187,6 +235,7 @@ def axis_attention_bwd_query_kernel(
     INPUT_PRECISION: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ):
     """One program: the gradient of `BLOCK_Q` queries, their Δ, and their part of the class token's key and value.
 
@@ -250,24 +299,46 @@ def axis_attention_bwd_query_kernel(
         else:
             v = load_tile(v_ptr, start + offs_k, offs_d, v_strides[2], v_strides[4], KEYS, HEAD_DIM, EVEN_K)
         # (BLOCK_Q, BLOCK_K)
-        p = tl.exp2(tl.dot(q, tl.trans(k), input_precision=INPUT_PRECISION) * LOG2E - lse[:, None])
+        scores = LOG2E * inner_products(
+            q,
+            k,
+            (q_ptr, offs_q, q_strides, QUERIES),
+            (k_ptr, start + offs_k, k_strides, KEYS),
+            HEAD_DIM,
+            BLOCK_D,
+            BLOCK_C,
+            INPUT_PRECISION,
+        )
+        p = tl.exp2(scores - lse[:, None])
         if KEYS % BLOCK_K != 0:
             p = tl.where((start + offs_k < KEYS)[None, :], p, 0.0)
-        ds = p * (tl.dot(grad, tl.trans(v), input_precision=INPUT_PRECISION) - delta[:, None])
+        dp = inner_products(
+            grad,
+            v,
+            (grad_ptr, offs_q, grad_strides, QUERIES),
+            (v_ptr, start + offs_k, v_strides, KEYS),
+            HEAD_DIM,
+            BLOCK_D,
+            BLOCK_C,
+            INPUT_PRECISION,
+        )
+        ds = p * (dp - delta[:, None])
         grad_q = tl.dot(ds.to(k.dtype), k, grad_q, input_precision=INPUT_PRECISION)
     store_tile(grad_q_ptr, grad_q, offs_q, offs_d, grad_q_strides[2], grad_q_strides[4], QUERIES, HEAD_DIM, EVEN_Q)
 
 
 @triton.jit
-def add_key_gradients(k, v, q, grad, lse, delta, grad_k, grad_v, SHARED: tl.constexpr, INPUT_PRECISION: tl.constexpr):
+def add_key_gradients(
+    scores, dp, q, grad, lse, delta, grad_k, grad_v, SHARED: tl.constexpr, INPUT_PRECISION: tl.constexpr
+):
     """Add what the queries of one tile contribute to the gradients of a tile of keys and values.
 
-    Shapes: keys `(BLOCK_K, BLOCK_D)`, queries `(BLOCK_Q, BLOCK_D)`, `lse` and `delta` `(BLOCK_Q,)`; a query
-    that is none has an infinite `lse`.
+    Shapes: scores and `dp` `(BLOCK_K, BLOCK_Q)`, queries `(BLOCK_Q, BLOCK_D)`, `lse` and `delta` `(BLOCK_Q,)`;
+    a query that is none has an infinite `lse`.
     """
     # (BLOCK_K, BLOCK_Q)
-    p = tl.exp2(tl.dot(k, tl.trans(q), input_precision=INPUT_PRECISION) * LOG2E - lse[None, :])
-    ds = p * (tl.dot(v, tl.trans(grad), input_precision=INPUT_PRECISION) - delta[None, :])
+    p = tl.exp2(scores * LOG2E - lse[None, :])
+    ds = p * (dp - delta[None, :])
     # (BLOCK_K, BLOCK_D)
     grad_k = tl.dot(ds.to(q.dtype), q, grad_k, input_precision=INPUT_PRECISION)
     if SHARED:
@@ -312,6 +383,7 @@ def axis_attention_bwd_key_kernel(
     INPUT_PRECISION: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ):
     """One program: the gradients of `BLOCK_K` keys and values, from all queries of their heads in one order.
 
@@ -355,29 +427,63 @@ def axis_attention_bwd_key_kernel(
     # (BLOCK_K, BLOCK_D)
     grad_k = tl.zeros((BLOCK_K, BLOCK_D), tl.float32)
     grad_v = grad_k
+    # (BLOCK_K, BLOCK_G)
+    cls_scores = inner_products(
+        k,
+        cls_q,
+        (k_ptr, offs_k, k_strides, LENGTH),
+        (cls_q_ptr, offs_g, cls_q_strides, GROUP),
+        HEAD_DIM,
+        BLOCK_D,
+        BLOCK_C,
+        INPUT_PRECISION,
+    )
+    cls_dp = inner_products(
+        v,
+        cls_grad,
+        (v_ptr, offs_k, v_strides, LENGTH),
+        (cls_grad_ptr, offs_g, cls_grad_strides, GROUP),
+        HEAD_DIM,
+        BLOCK_D,
+        BLOCK_C,
+        INPUT_PRECISION,
+    )
     grad_k, grad_v = add_key_gradients(
-        k, v, cls_q, cls_grad, cls_lse, cls_delta, grad_k, grad_v, SHARED, INPUT_PRECISION
+        cls_scores, cls_dp, cls_q, cls_grad, cls_lse, cls_delta, grad_k, grad_v, SHARED, INPUT_PRECISION
     )
     for step in range(0, GROUP * QUERY_TILES):
         head = key_head * GROUP + step // QUERY_TILES
         offs_q = (step % QUERY_TILES) * BLOCK_Q + tl.arange(0, BLOCK_Q)
         # (BLOCK_Q, BLOCK_D)
-        q = load_tile(q_ptr + head * q_strides[3], offs_q, offs_d, q_strides[2], q_strides[4], LENGTH, HEAD_DIM, EVEN_Q)
-        grad = load_tile(
-            grad_ptr + head * grad_strides[3],
-            offs_q,
-            offs_d,
-            grad_strides[2],
-            grad_strides[4],
-            LENGTH,
-            HEAD_DIM,
-            EVEN_Q,
-        )
+        head_q_ptr, head_grad_ptr = q_ptr + head * q_strides[3], grad_ptr + head * grad_strides[3]
+        q = load_tile(head_q_ptr, offs_q, offs_d, q_strides[2], q_strides[4], LENGTH, HEAD_DIM, EVEN_Q)
+        grad = load_tile(head_grad_ptr, offs_q, offs_d, grad_strides[2], grad_strides[4], LENGTH, HEAD_DIM, EVEN_Q)
         # (BLOCK_Q,)
         offs_lse = offset_lse + head * lse_strides[3] + offs_q.to(tl.int64) * lse_strides[2]
         lse = tl.load(lse_ptr + offs_lse, mask=offs_q < LENGTH, other=float("inf"))
         delta = tl.load(delta_ptr + offs_lse, mask=offs_q < LENGTH, other=0.0)
-        grad_k, grad_v = add_key_gradients(k, v, q, grad, lse, delta, grad_k, grad_v, SHARED, INPUT_PRECISION)
+        # (BLOCK_K, BLOCK_Q)
+        scores = inner_products(
+            k,
+            q,
+            (k_ptr, offs_k, k_strides, LENGTH),
+            (head_q_ptr, offs_q, q_strides, LENGTH),
+            HEAD_DIM,
+            BLOCK_D,
+            BLOCK_C,
+            INPUT_PRECISION,
+        )
+        dp = inner_products(
+            v,
+            grad,
+            (v_ptr, offs_k, v_strides, LENGTH),
+            (head_grad_ptr, offs_q, grad_strides, LENGTH),
+            HEAD_DIM,
+            BLOCK_D,
+            BLOCK_C,
+            INPUT_PRECISION,
+        )
+        grad_k, grad_v = add_key_gradients(scores, dp, q, grad, lse, delta, grad_k, grad_v, SHARED, INPUT_PRECISION)
     store_tile(grad_k_ptr, grad_k, offs_k, offs_d, grad_k_strides[2], grad_k_strides[4], LENGTH, HEAD_DIM, EVEN_K)
     if not SHARED:
         store_tile(grad_v_ptr, grad_v, offs_k, offs_d, grad_v_strides[2], grad_v_strides[4], LENGTH, HEAD_DIM, EVEN_K)

@@ -118,7 +118,7 @@ def _forward(name: str, operands: Operands, query: Tensor, out: Tensor, lse: Ten
     arguments = {**_keys(operands, heads), "rows": rows, "QUERIES": queries, "HEAD_DIM": head_dim}
     arguments |= {"q_ptr": query, "q_strides": query.stride(), "out_ptr": out, "out_strides": out.stride()}
     arguments |= {"lse_ptr": lse, "lse_strides": lse.stride()}
-    config = _config(name, query, operands.key.shape[2], arguments["BLOCK_D"])
+    config = _config(name, operands, query)
     tiles = launch.ceil_div(queries, config.tiles["BLOCK_Q"])
     products = _products(2, query, operands.key, config)
     launch.launch(
@@ -151,7 +151,7 @@ def _query_backward(
     arguments |= {"grad_ptr": grad, "grad_strides": grad.stride()}
     arguments |= {"lse_ptr": lse, "lse_strides": lse.stride(), "delta_ptr": delta}
     arguments |= {"grad_q_ptr": grad_query, "grad_q_strides": grad_query.stride()}
-    config = _config(name, query, operands.key.shape[2], arguments["BLOCK_D"])
+    config = _config(name, operands, query)
     tiles = launch.ceil_div(queries, config.tiles["BLOCK_Q"])
     partial = torch.empty(
         2 - arguments["SHARED"], batch, rows * heads * tiles, head_dim, dtype=torch.float32, device=query.device
@@ -196,7 +196,7 @@ def _key_backward(
     batch, rows, length, key_heads, head_dim = key.shape
     group = query.shape[3] // key_heads
     block_d = launch.feature_block(head_dim)
-    config = _config("axis_attention_bwd_key", query, length, block_d)
+    config = _config("axis_attention_bwd_key", operands, query)
     arguments: dict[str, Any] = {"lse_ptr": lse, "cls_lse_ptr": cls_lse, "delta_ptr": delta}
     arguments |= {"cls_delta_ptr": cls_delta, "lse_strides": lse.stride(), "cls_lse_strides": cls_lse.stride()}
     strided = {"q": query, "k": key, "v": value, "cls_q": cls_query, "grad": grad, "cls_grad": cls_grad}
@@ -242,9 +242,12 @@ def _keys(operands: Operands, heads: int) -> dict[str, Any]:
     }
 
 
-def _config(name: str, query: Tensor, keys: int, block_d: int) -> launch.Config:
-    config = launch.choose(name, query.device, query.dtype, block_d)
-    return launch.fit(config, BLOCK_Q=query.shape[2], BLOCK_K=keys)
+def _config(name: str, operands: Operands, query: Tensor) -> launch.Config:
+    """The configuration of kernel `name`; that of separate keys and values is another one."""
+    name = name if operands.value is None else f"{name}_direct"
+    keys, head_dim = operands.key.shape[2], operands.key.shape[4]
+    config = launch.choose(name, query.device, query.dtype, launch.feature_block(head_dim))
+    return launch.fit(config, BLOCK_Q=query.shape[2], BLOCK_K=keys, BLOCK_C=head_dim)
 
 
 def _products(count: int, query: Tensor, key: Tensor, config: launch.Config) -> tuple[int, int]:
@@ -360,8 +363,7 @@ def _operands(
     key_heads = key.shape[-1] // head_dim
     if key.shape[-1] % head_dim or key_heads < 1 or heads % key_heads or key.shape[:3] != query.shape[:3]:
         raise ValueError(
-            f"key: expected ({batch}, {height}, {width}, a divisor of {heads} times {head_dim}), "
-            f"got {tuple(key.shape)}"
+            f"key: expected ({batch}, {height}, {width}, a divisor of {heads} times {head_dim}), got {tuple(key.shape)}"
         )
     if (value is None) != (cls_value is None):
         raise ValueError("cls_value: expected None where value is None, and only there")

@@ -37,20 +37,34 @@ class Row(NamedTuple):
 
 
 ATTENTION: tuple[Row, ...] = (
-    Row("axis_attention_fwd", (100,), 2, 256, {"BLOCK_Q": 128, "BLOCK_K": 128}, 8, 1),
-    Row("axis_attention_fwd", (80, 90), 2, 256, {"BLOCK_Q": 64, "BLOCK_K": 128}, 4, 1),
-    Row("axis_attention_fwd", (86, 89), 2, 256, {"BLOCK_Q": 64, "BLOCK_K": 64}, 4, 1),
-    Row("axis_attention_fwd", ALL, 4, 256, {"BLOCK_Q": 32, "BLOCK_K": 32}, 8, 1),
-    Row("axis_attention_bwd_query", LARGE, 2, 256, {"BLOCK_Q": 64, "BLOCK_K": 128}, 8, 1),
-    Row("axis_attention_bwd_query", (86, 89), 2, 256, {"BLOCK_Q": 32, "BLOCK_K": 32}, 4, 1),
-    Row("axis_attention_bwd_query", ALL, 4, 256, {"BLOCK_Q": 32, "BLOCK_K": 16}, 8, 1),
-    Row("axis_attention_bwd_key", (90, 100), 2, 256, {"BLOCK_Q": 32, "BLOCK_K": 128}, 8, 1),
-    Row("axis_attention_bwd_key", (80, 86, 89), 2, 256, {"BLOCK_Q": 32, "BLOCK_K": 32}, 4, 1),
-    Row("axis_attention_bwd_key", ALL, 4, 256, {"BLOCK_Q": 16, "BLOCK_K": 16}, 8, 1),
-    Row("class_query_fwd", ALL, 2, 256, {"BLOCK_Q": 16, "BLOCK_K": 64}, 4, 1),
-    Row("class_query_fwd", ALL, 4, 256, {"BLOCK_Q": 16, "BLOCK_K": 32}, 4, 1),
-    Row("class_query_bwd", ALL, 2, 256, {"BLOCK_Q": 16, "BLOCK_K": 64}, 4, 1),
-    Row("class_query_bwd", ALL, 4, 256, {"BLOCK_Q": 16, "BLOCK_K": 16}, 4, 1),
+    Row("axis_attention_fwd", (100,), 2, 256, {"BLOCK_Q": 128, "BLOCK_K": 128, "BLOCK_C": 256}, 8, 1),
+    Row("axis_attention_fwd", (80, 90), 2, 256, {"BLOCK_Q": 64, "BLOCK_K": 128, "BLOCK_C": 256}, 4, 1),
+    Row("axis_attention_fwd", (86, 89), 2, 256, {"BLOCK_Q": 64, "BLOCK_K": 64, "BLOCK_C": 256}, 4, 1),
+    Row("axis_attention_fwd", ALL, 4, 256, {"BLOCK_Q": 32, "BLOCK_K": 32, "BLOCK_C": 32}, 8, 1),
+    Row("axis_attention_bwd_query", LARGE, 2, 256, {"BLOCK_Q": 64, "BLOCK_K": 128, "BLOCK_C": 256}, 8, 1),
+    Row("axis_attention_bwd_query", (86, 89), 2, 256, {"BLOCK_Q": 32, "BLOCK_K": 32, "BLOCK_C": 256}, 4, 1),
+    Row("axis_attention_bwd_query", ALL, 4, 256, {"BLOCK_Q": 32, "BLOCK_K": 16, "BLOCK_C": 32}, 8, 1),
+    Row("axis_attention_bwd_key", (90, 100), 2, 256, {"BLOCK_Q": 32, "BLOCK_K": 128, "BLOCK_C": 256}, 8, 1),
+    Row("axis_attention_bwd_key", (80, 86, 89), 2, 256, {"BLOCK_Q": 32, "BLOCK_K": 32, "BLOCK_C": 256}, 4, 1),
+    Row("axis_attention_bwd_key", ALL, 4, 256, {"BLOCK_Q": 16, "BLOCK_K": 16, "BLOCK_C": 32}, 8, 1),
+    Row("class_query_fwd", ALL, 2, 256, {"BLOCK_Q": 16, "BLOCK_K": 64, "BLOCK_C": 256}, 4, 1),
+    Row("class_query_fwd", ALL, 4, 256, {"BLOCK_Q": 16, "BLOCK_K": 32, "BLOCK_C": 32}, 4, 1),
+    Row("class_query_bwd", ALL, 2, 256, {"BLOCK_Q": 16, "BLOCK_K": 64, "BLOCK_C": 256}, 4, 1),
+    Row("class_query_bwd", ALL, 4, 256, {"BLOCK_Q": 16, "BLOCK_K": 16, "BLOCK_C": 32}, 4, 1),
+    Row("axis_attention_fwd_direct", (100,), 2, 256, {"BLOCK_Q": 128, "BLOCK_K": 128, "BLOCK_C": 256}, 8, 1),
+    Row("axis_attention_fwd_direct", (80, 90), 2, 256, {"BLOCK_Q": 64, "BLOCK_K": 64, "BLOCK_C": 256}, 4, 1),
+    Row("axis_attention_fwd_direct", (86, 89), 2, 256, {"BLOCK_Q": 64, "BLOCK_K": 32, "BLOCK_C": 256}, 4, 1),
+    Row("axis_attention_fwd_direct", ALL, 4, 256, {"BLOCK_Q": 32, "BLOCK_K": 32, "BLOCK_C": 32}, 8, 1),
+    Row("axis_attention_bwd_query_direct", LARGE, 2, 256, {"BLOCK_Q": 64, "BLOCK_K": 64, "BLOCK_C": 256}, 8, 1),
+    Row("axis_attention_bwd_query_direct", (86, 89), 2, 256, {"BLOCK_Q": 32, "BLOCK_K": 32, "BLOCK_C": 256}, 4, 1),
+    Row("axis_attention_bwd_query_direct", ALL, 4, 256, {"BLOCK_Q": 32, "BLOCK_K": 16, "BLOCK_C": 32}, 8, 1),
+    Row("axis_attention_bwd_key_direct", (90, 100), 2, 256, {"BLOCK_Q": 32, "BLOCK_K": 64, "BLOCK_C": 256}, 8, 1),
+    Row("axis_attention_bwd_key_direct", (80, 86, 89), 2, 256, {"BLOCK_Q": 32, "BLOCK_K": 32, "BLOCK_C": 256}, 8, 1),
+    Row("axis_attention_bwd_key_direct", ALL, 4, 256, {"BLOCK_Q": 16, "BLOCK_K": 16, "BLOCK_C": 32}, 8, 1),
+    Row("class_query_fwd_direct", ALL, 2, 256, {"BLOCK_Q": 16, "BLOCK_K": 64, "BLOCK_C": 256}, 4, 1),
+    Row("class_query_fwd_direct", ALL, 4, 256, {"BLOCK_Q": 16, "BLOCK_K": 32, "BLOCK_C": 32}, 4, 1),
+    Row("class_query_bwd_direct", ALL, 2, 256, {"BLOCK_Q": 16, "BLOCK_K": 64, "BLOCK_C": 256}, 4, 1),
+    Row("class_query_bwd_direct", ALL, 4, 256, {"BLOCK_Q": 16, "BLOCK_K": 16, "BLOCK_C": 32}, 4, 1),
 )
 
 NORMALIZATION: tuple[Row, ...] = (
@@ -60,11 +74,21 @@ NORMALIZATION: tuple[Row, ...] = (
 
 MLP: tuple[Row, ...] = ()
 
+CHUNK: tuple[Row, ...] = (
+    Row("chunk", (86,), 4, 256, {"MIB": 32}, 1, 1),
+    Row("chunk", ALL, 4, 256, {"MIB": 128}, 1, 1),
+)
+"""How much of the projected tokens a pass makes at a time."""
+
 CLASS_ATTENTION: tuple[Row, ...] = (
-    Row("class_attention_fwd", ALL, 4, 1024, {"BLOCK_K": 32}, 4, 2),
-    Row("class_attention_bwd", ALL, 4, 1024, {"BLOCK_K": 32, "ROWS": 16}, 8, 1),
+    Row("class_attention_fwd", ALL, 2, 256, {"BLOCK_K": 32}, 4, 2),
+    Row("class_attention_fwd", ALL, 4, 64, {"BLOCK_K": 32}, 4, 1),
+    Row("class_attention_fwd", ALL, 4, 1024, {"BLOCK_K": 16}, 8, 1),
+    Row("class_key_bwd", ALL, 4, 1024, {}, 4, 1),
+    Row("class_attention_bwd", ALL, 4, 64, {"BLOCK_K": 32, "ROWS": 16}, 8, 1),
+    Row("class_attention_bwd", ALL, 4, 1024, {"BLOCK_K": 16, "ROWS": 16}, 8, 1),
 )
 
 LOW_RANK: tuple[Row, ...] = ()
 
-TABLES: tuple[Row, ...] = ATTENTION + NORMALIZATION + MLP + CLASS_ATTENTION + LOW_RANK
+TABLES: tuple[Row, ...] = CHUNK + ATTENTION + NORMALIZATION + MLP + CLASS_ATTENTION + LOW_RANK

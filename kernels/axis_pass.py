@@ -1,0 +1,341 @@
+"""One transformer along one axis of the grid: positions, attention, MLP, and their gradients.
+
+The rows of the grid are taken in chunks whose queries stay near the processor. For a chunk of n rows:
+
+    x̂ = normalize(x + positions)                     kernel, (n · length, dim)
+    projected = x̂ W_qᵀ + b_q                         vendor's product
+    attended = attention(projected, x̂, class token)   kernels, (n · length + n, heads · head_dim)
+    branch = attended W_oᵀ + b_o                     vendor's product
+    y = x + positions + branch, z = y + MLP(y)       kernel
+
+`attended` holds the grid tokens first and the class tokens of the n rows after them, so that one product
+serves both. In the merged form x̂ is keys and values; in the direct form `projected` holds queries, keys and
+values. Besides the inputs only `y` is kept for the backward pass, which computes the rest of a chunk again.
+Gradients of weights are summed over the chunks in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import launch
+from .axis_attention import Operands, attend, attend_backward
+from .mlp import mlp, mlp_backward
+from .normalization import normalize, normalize_backward
+from .operators import along
+from .products import column_sums, outer
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A transformer's folded weights in the dtype of the products, as `septr_fast.folding` makes them.
+
+    Attributes:
+        query_weight: `(heads * dim, dim)` in the merged form, `(3 * heads * head_dim, dim)` in the direct one.
+        query_bias: `(heads * dim,)` or `(3 * heads * head_dim,)`.
+        out_weight: `(dim, heads * head_dim)`, or None where attention's output is not projected.
+        out_bias: `(dim,)`, or None likewise.
+        hidden_weight: `(hidden, dim)`.
+        hidden_bias: `(hidden,)`.
+        mlp_weight: `(dim, hidden)`.
+        mlp_bias: `(dim,)`.
+    """
+
+    query_weight: Tensor
+    query_bias: Tensor
+    out_weight: Tensor | None
+    out_bias: Tensor | None
+    hidden_weight: Tensor
+    hidden_bias: Tensor
+    mlp_weight: Tensor
+    mlp_bias: Tensor
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the products."""
+        return self.query_weight.dtype
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All that are there, by name."""
+        return {name: tensor for name, tensor in vars(self).items() if tensor is not None}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a pass is told besides tensors.
+
+    Attributes:
+        heads: number of heads.
+        merged: whether keys and values are the normalized tokens.
+        attention_eps: added to the variance of a token before the attention.
+        mlp_eps: likewise before the MLP.
+        axis: "height" or "width", the axis that a sequence runs along.
+    """
+
+    heads: int
+    merged: bool
+    attention_eps: float
+    mlp_eps: float
+    axis: str
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """What is computed of a chunk of rows up to the attention's output."""
+
+    hat: Tensor
+    operands: Operands
+    attended: Tensor
+    out: Tensor
+    cls_out: Tensor
+    lse: Tensor
+    cls_lse: Tensor
+
+
+def forward(
+    grid: Tensor, cls_token: Tensor, pos: Tensor, weights: Weights, settings: Settings, keep: bool
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Run the pass.
+
+    Args:
+        grid: `(batch, height, width, dim)`, any strides.
+        cls_token: `(batch, dim)`.
+        pos: `(1 + length, dim)`, the class token's position first.
+        weights: folded weights.
+        settings: heads, form, epsilons and axis.
+        keep: whether to return what the backward pass needs.
+
+    Returns:
+        The grid `(batch, height, width, dim)`, the class token of every sequence `(batch, rows, dim)`, and
+        with `keep` what both were between attention and MLP.
+    """
+    rows = along(grid, settings.axis)
+    batch, count, _, dim = rows.shape
+    out, cls_out = grid.new_empty(grid.shape), grid.new_empty(batch, count, dim)
+    middle, cls_middle = (torch.empty_like(out), torch.empty_like(cls_out)) if keep else (None, None)
+    cls_branch = torch.empty(batch, count, dim, dtype=weights.dtype, device=grid.device)
+    cls_hat, cls_projected = _project_class_token(cls_token, pos, weights, settings)
+    for chunk in _chunks(rows, weights):
+        computed = _attend(rows[chunk], pos, cls_hat[chunk[0]], cls_projected[chunk[0]], weights, settings)
+        branch = computed.attended
+        if weights.out_weight is not None:
+            branch = F.linear(branch, weights.out_weight, weights.out_bias)
+        body, front = _parts(branch, computed.hat.shape)
+        cls_branch[chunk] = front
+        mlp(
+            rows[chunk],
+            pos[1:],
+            body,
+            *_mlp_weights(weights),
+            weights.mlp_bias,
+            settings.mlp_eps,
+            None if middle is None else along(middle, settings.axis)[chunk],
+            along(out, settings.axis)[chunk],
+        )
+    mlp(
+        _class_rows(cls_token, count),
+        pos[:1],
+        cls_branch.unsqueeze(2),
+        *_mlp_weights(weights),
+        weights.mlp_bias,
+        settings.mlp_eps,
+        None if cls_middle is None else cls_middle.unsqueeze(2),
+        cls_out.unsqueeze(2),
+    )
+    return out, cls_out, middle, cls_middle
+
+
+def backward(
+    grad_out: Tensor,
+    grad_cls_out: Tensor,
+    grid: Tensor,
+    cls_token: Tensor,
+    pos: Tensor,
+    weights: Weights,
+    settings: Settings,
+    middle: Tensor,
+    cls_middle: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    """Gradients of `forward`, from those of its first two results (any strides) and what it kept.
+
+    Returns:
+        The gradients of grid, class token and positions, and those of the weights by name in float32.
+    """
+    rows, grad_rows, middle_rows = (along(x, settings.axis) for x in (grid, grad_out, middle))
+    sums = {name: torch.zeros_like(tensor, dtype=torch.float32) for name, tensor in weights.tensors.items()}
+    grad_grid, grad_pos = grid.new_empty(grid.shape), torch.zeros_like(pos, dtype=torch.float32)
+    grad_cls_middle = torch.empty_like(cls_middle)
+    _mlp_backward(cls_middle.unsqueeze(2), grad_cls_out.unsqueeze(2), weights, settings, grad_cls_middle, sums)
+    cls_hat, cls_projected = _project_class_token(cls_token, pos, weights, settings)
+    grad_cls_projected = torch.zeros_like(cls_projected, dtype=torch.float32)
+    grad_cls_hat = torch.zeros_like(cls_hat, dtype=torch.float32)
+    for chunk in _chunks(rows, weights):
+        x, samples = rows[chunk], chunk[0]
+        computed = _attend(x, pos, cls_hat[samples], cls_projected[samples], weights, settings)
+        grad_middle, grad_branch = _grad_branch(
+            middle_rows[chunk], grad_rows[chunk], grad_cls_middle[chunk], weights, settings, sums
+        )
+        grad_hat, grad_cls = _attend_backward(computed, grad_branch, weights, settings, sums)
+        grad_cls_projected[samples] += grad_cls[0]
+        grad_cls_hat[samples] += grad_cls[1]
+        part = normalize_backward(
+            grad_hat, x, pos[1:], grad_middle, settings.attention_eps, along(grad_grid, settings.axis)[chunk]
+        )
+        assert part is not None
+        grad_pos[1:] += part
+    grad_projected = grad_cls_projected.to(weights.dtype)
+    grad_cls_hat += (grad_projected @ weights.query_weight).float()
+    sums["query_weight"] += outer(grad_projected, cls_hat)
+    sums["query_bias"] += grad_cls_projected.sum(0)
+    grad_cls_token = torch.empty_like(cls_token)
+    part = normalize_backward(
+        grad_cls_hat[:, None, None],
+        cls_token[:, None, None],
+        pos[:1],
+        grad_cls_middle.sum(1, dtype=torch.float32)[:, None, None],
+        settings.attention_eps,
+        grad_cls_token[:, None, None],
+    )
+    assert part is not None
+    grad_pos[:1] += part
+    return grad_grid, grad_cls_token, grad_pos.to(pos.dtype), sums
+
+
+def _attend(
+    x: Tensor, pos: Tensor, cls_hat: Tensor, cls_projected: Tensor, weights: Weights, settings: Settings
+) -> _Chunk:
+    """Normalize, project and attend in the rows `x` `(samples, rows, length, dim)`."""
+    samples, rows, length, _ = x.shape
+    hat = normalize(x, pos[1:], settings.attention_eps, weights.dtype)
+    projected = F.linear(hat, weights.query_weight, weights.query_bias)
+    query, key, value = _split(projected, hat, settings)
+    cls_query, cls_key, cls_value = _split(cls_projected, cls_hat, settings)
+    heads, head_dim = query.shape[3:]
+    attended = projected.new_empty(samples * rows * (length + 1), heads * head_dim)
+    body, front = (part.unflatten(-1, (heads, head_dim)) for part in _parts(attended, x.shape))
+    lse = torch.empty(samples, rows, heads, length, dtype=torch.float32, device=x.device).transpose(2, 3)
+    cls_lse = torch.empty(samples, rows, heads, dtype=torch.float32, device=x.device)
+    operands = Operands(query, key, value, cls_query, cls_key, cls_value)
+    attend(operands, body, front, lse, cls_lse)
+    return _Chunk(hat, operands, attended, body, front, lse, cls_lse)
+
+
+def _attend_backward(
+    computed: _Chunk, grad_branch: Tensor, weights: Weights, settings: Settings, sums: dict[str, Tensor]
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """From the gradient of the branch to those of x̂ and, for the class token, of `projected` and x̂.
+
+    The gradients of the class token are float32: `(samples, features)` and `(samples, dim)`.
+    """
+    grad_attended = grad_branch
+    if weights.out_weight is not None:
+        grad_attended = grad_branch @ weights.out_weight
+        sums["out_weight"] += outer(grad_branch, computed.attended)
+        sums["out_bias"] += column_sums(grad_branch)
+    hat, operands = computed.hat, computed.operands
+    samples, rows, length, dim = hat.shape
+    grad_out, grad_cls_out = (part.unflatten(-1, computed.out.shape[3:]) for part in _parts(grad_attended, hat.shape))
+    grad_projected = hat.new_empty(samples, rows, length, weights.query_weight.shape[0])
+    grad_hat = torch.empty_like(hat)
+    grad_query, grad_key, grad_value = _split(grad_projected, grad_hat, settings)
+    grad_cls = attend_backward(
+        operands,
+        computed.out,
+        computed.cls_out,
+        computed.lse,
+        computed.cls_lse,
+        grad_out,
+        grad_cls_out,
+        grad_query,
+        grad_key,
+        grad_value,
+    )
+    flat_grad, flat_hat = grad_projected.flatten(0, 2), hat.flatten(0, 2)
+    sums["query_weight"] += outer(flat_grad, flat_hat)
+    sums["query_bias"] += column_sums(flat_grad)
+    flat_grad_hat = grad_hat.flatten(0, 2)
+    if settings.merged:
+        flat_grad_hat.addmm_(flat_grad, weights.query_weight)
+        return grad_hat, (grad_cls[0].flatten(1), grad_cls[1].flatten(1))
+    torch.mm(flat_grad, weights.query_weight, out=flat_grad_hat)
+    joined = torch.cat([part.flatten(1) for part in grad_cls if part is not None], dim=1)
+    return grad_hat, (joined, torch.zeros_like(joined[:, :dim]))
+
+
+def _grad_branch(
+    middle: Tensor,
+    grad_out: Tensor,
+    grad_cls_middle: Tensor,
+    weights: Weights,
+    settings: Settings,
+    sums: dict[str, Tensor],
+) -> tuple[Tensor, Tensor]:
+    """The gradients of `y` and, for the tokens and the class tokens after them, of the branch."""
+    grad_branch = torch.empty(
+        middle.shape[:3].numel() + middle.shape[:2].numel(), middle.shape[3], dtype=weights.dtype, device=middle.device
+    )
+    body, front = _parts(grad_branch, middle.shape)
+    front.copy_(grad_cls_middle)
+    grad_middle = (
+        body if middle.dtype == weights.dtype else torch.empty(body.shape, dtype=middle.dtype, device=body.device)
+    )
+    _mlp_backward(middle, grad_out, weights, settings, grad_middle, sums)
+    if grad_middle is not body:
+        body.copy_(grad_middle)
+    return grad_middle, grad_branch
+
+
+def _mlp_backward(
+    y: Tensor, grad_z: Tensor, weights: Weights, settings: Settings, grad_y: Tensor, sums: dict[str, Tensor]
+) -> None:
+    parts = mlp_backward(y, grad_z, *_mlp_weights(weights), settings.mlp_eps, grad_y.view(y.shape))
+    for name, part in zip(("hidden_weight", "hidden_bias", "mlp_weight", "mlp_bias"), parts, strict=True):
+        sums[name] += part
+
+
+def _mlp_weights(weights: Weights) -> tuple[Tensor, Tensor, Tensor]:
+    return weights.hidden_weight, weights.hidden_bias, weights.mlp_weight
+
+
+def _project_class_token(cls_token: Tensor, pos: Tensor, weights: Weights, settings: Settings) -> tuple[Tensor, Tensor]:
+    """The class token normalized `(batch, dim)` and projected `(batch, features)`, once for all its sequences."""
+    hat = normalize(cls_token[:, None, None], pos[:1], settings.attention_eps, weights.dtype)[:, 0, 0]
+    return hat, F.linear(hat, weights.query_weight, weights.query_bias)
+
+
+def _class_rows(cls_token: Tensor, rows: int) -> Tensor:
+    """The class token as the only token of every row: `(batch, rows, 1, dim)`, not copied."""
+    return cls_token[:, None, None].expand(-1, rows, -1, -1)
+
+
+def _split(projected: Tensor, hat: Tensor, settings: Settings) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Queries, keys and values `(…, heads, head_dim)` out of what is projected and what is normalized."""
+    if settings.merged:
+        return projected.unflatten(-1, (settings.heads, -1)), hat.unsqueeze(-2), None
+    query, key, value = projected.unflatten(-1, (3, settings.heads, -1)).unbind(-3)
+    return query, key, value
+
+
+def _parts(tokens: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
+    """View grid tokens and class tokens behind one another as `(samples, rows, length, ·)` and `(samples, rows, ·)`."""
+    samples, rows, length = shape[:3]
+    body, front = tokens.split([samples * rows * length, samples * rows])
+    return body.unflatten(0, (samples, rows, length)), front.unflatten(0, (samples, rows))
+
+
+def _chunks(rows: Tensor, weights: Weights) -> Iterator[tuple[slice, slice]]:
+    """Whole samples, or rows of one sample, whose projections fit the chunk size of the device's table."""
+    batch, count, length, dim = rows.shape
+    budget = launch.choose("chunk", rows.device, weights.dtype, dim).tiles["MIB"] << 20
+    step = max(1, budget // (length * weights.query_weight.shape[0] * weights.dtype.itemsize))
+    samples = max(1, step // count)
+    even = launch.ceil_div(count, launch.ceil_div(count, step))
+    for first in range(0, batch, samples):
+        for row in range(0, count, even):
+            yield slice(first, min(first + samples, batch)), slice(row, min(row + even, count))
