@@ -169,8 +169,7 @@ def _query_backward(
         executed_flops=products[1],
     )
     key_heads = operands.key.shape[3]
-    per_key_head = partial.view(-1, batch, rows, key_heads, heads // key_heads * tiles, head_dim)
-    summed = per_key_head.sum((2, 4))
+    summed = partial.unflatten(2, (rows, key_heads, heads // key_heads * tiles)).sum((2, 4))
     return summed[0], summed[-1]
 
 
@@ -430,10 +429,11 @@ def _(
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *tensors, ctx.heads, ctx.axis = inputs
+    ctx.mark_non_differentiable(*output[2:])
     ctx.save_for_backward(*tensors, *output)
 
 
-def _differentiate(ctx: Any, grad_out: Tensor, grad_cls_out: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, grad_out: Tensor, grad_cls_out: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors
     gradients = iter(axis_attention_backward(grad_out, grad_cls_out, *saved, ctx.heads, ctx.axis))
     return *(None if tensor is None else next(gradients) for tensor in saved[:6]), None, None
