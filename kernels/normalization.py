@@ -78,6 +78,7 @@ def normalize_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
+    """Normalize one tile of tokens."""
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_d = tl.arange(0, BLOCK_D)
     mask_m = offs_m < tokens
@@ -113,6 +114,7 @@ def normalize_bwd_kernel(
     BLOCK_L: tl.constexpr,
     SEQUENCES: tl.constexpr,
 ):
+    """Write dx of one tile of positions in `SEQUENCES` sequences, and its sum over them."""
     part, block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
     offs_l = block * BLOCK_L + tl.arange(0, BLOCK_L)
     offs_d = tl.arange(0, BLOCK_D)

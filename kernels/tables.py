@@ -68,11 +68,27 @@ ATTENTION: tuple[Row, ...] = (
 )
 
 NORMALIZATION: tuple[Row, ...] = (
+    Row("normalize", ALL, 4, 64, {"BLOCK_M": 64}, 4, 1),
     Row("normalize", ALL, 4, 256, {"BLOCK_M": 16}, 4, 1),
+    Row("normalize_bwd", ALL, 4, 64, {"BLOCK_L": 32, "SEQUENCES": 16}, 4, 1),
     Row("normalize_bwd", ALL, 4, 256, {"BLOCK_L": 8, "SEQUENCES": 16}, 4, 1),
 )
 
-MLP: tuple[Row, ...] = ()
+MLP: tuple[Row, ...] = (
+    Row("mlp_fwd", ALL, 2, 64, {"BLOCK_M": 128, "BLOCK_H": 64}, 4, 2),
+    Row("mlp_fwd", (80, 90), 2, 256, {"BLOCK_M": 128, "BLOCK_H": 64}, 8, 2),
+    Row("mlp_fwd", (100,), 2, 256, {"BLOCK_M": 128, "BLOCK_H": 64}, 8, 1),
+    Row("mlp_fwd", (86, 89), 2, 256, {"BLOCK_M": 64, "BLOCK_H": 32}, 8, 2),
+    Row("mlp_fwd", ALL, 4, 256, {"BLOCK_M": 32, "BLOCK_H": 16}, 8, 2),
+    Row("mlp_fwd_mixed", ALL, 2, 64, {"BLOCK_M": 128, "BLOCK_H": 64}, 8, 2),
+    Row("mlp_fwd_mixed", LARGE, 2, 256, {"BLOCK_M": 64, "BLOCK_H": 64}, 8, 2),
+    Row("mlp_fwd_mixed", (86, 89), 2, 256, {"BLOCK_M": 64, "BLOCK_H": 32}, 8, 2),
+    Row("mlp_bwd", ALL, 2, 64, {"BLOCK_M": 64, "BLOCK_H": 64}, 4, 2),
+    Row("mlp_bwd", LARGE, 2, 256, {"BLOCK_M": 64, "BLOCK_H": 32}, 8, 2),
+    Row("mlp_bwd", (86, 89), 2, 256, {"BLOCK_M": 64, "BLOCK_H": 16}, 8, 2),
+    Row("mlp_bwd", LARGE, 4, 256, {"BLOCK_M": 32, "BLOCK_H": 16}, 8, 2),
+    Row("mlp_bwd", (86, 89), 4, 256, {"BLOCK_M": 16, "BLOCK_H": 16}, 8, 2),
+)
 
 CHUNK: tuple[Row, ...] = (
     Row("chunk", (86,), 4, 256, {"MIB": 32}, 1, 1),

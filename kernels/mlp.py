@@ -1,0 +1,392 @@
+"""The residual stream joined with positions and a branch, and the MLP on it with its normalization.
+
+Of every token of a grid seen as `(batch, rows, length, dim)`, in any strides, with `W_1` `(hidden, dim)` and
+`W_2` `(dim, hidden)`, n() the normalization without affine part of `normalization.py` and the exact GELU
+`gelu(h) = h Φ(h)`, Φ the normal distribution:
+
+    y = x + pos + branch,   h = W_1 n(y) + b_1,   z = y + W_2 gelu(h) + b_2.
+
+One program takes a tile of tokens through all of it: the normalized tile stays on chip, the hidden layer goes
+by in chunks, and nothing of it is stored. Products take operands in the weights' dtype and are summed up in
+float32, as are y and z; y is rounded to the dtype of the residual stream before it is normalized.
+
+Saved for backward: y alone. The backward pass makes h again and gives, with φ = Φ' and dz the gradient of z,
+
+    dh = (dz W_2) (Φ(h) + h φ(h)),   g = dh W_1,   dy = dz + r (g - mean(g) - n(y) mean(g n(y))),
+    dW_1 = dhᵀ n(y),   db_1 = Σ dh,   dW_2 = dzᵀ gelu(h),   db_2 = Σ dz,
+
+where the sum of g n(y) over dim is that of dh (h - b_1) over the hidden layer: it comes with the chunks.
+
+dy takes one kernel; it stores n(y), gelu(h) and dh of its tokens for the products over tokens, which are the
+vendor's. The caller bounds that memory by the size of his chunks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import launch
+from .normalization import load_tokens, standardize, store_tokens, strides, token_offsets
+from .products import column_sums, outer
+
+SQRT_HALF = tl.constexpr(0.7071067811865476)
+DENSITY_AT_ZERO = tl.constexpr(0.3989422804014327)
+MINUS_HALF_LOG2E = tl.constexpr(-0.7213475204444817)
+PIECE = tl.constexpr(64)
+
+
+@triton.jit
+def normal_distribution(h):
+    """Φ(h) of float32 values."""
+    return 0.5 + 0.5 * tl.erf(h * SQRT_HALF)
+
+
+@triton.jit
+def normal_density(h):
+    """φ(h) of float32 values."""
+    return DENSITY_AT_ZERO * tl.exp2(h * h * MINUS_HALF_LOG2E)
+
+
+@triton.jit
+def pieces(tile):
+    """The columns of a tile in a tuple of tiles no wider than `PIECE`."""
+    COLUMNS: tl.constexpr = tile.shape[1] // 2
+    if COLUMNS < PIECE:
+        parts = (tile,)
+    else:
+        left, right = tl.split(tl.permute(tl.reshape(tile, (tile.shape[0], 2, COLUMNS)), (0, 2, 1)))
+        parts = pieces(left) + pieces(right)
+    return parts
+
+
+@triton.jit
+def load_weight(ptr, offs_m, offs_n, strides, M: tl.constexpr, N: tl.constexpr):
+    """Load `offs_m` × `offs_n` of a weight `(M, N)`, zero outside."""
+    ptrs = ptr + offs_m.to(tl.int64)[:, None] * strides[0] + offs_n.to(tl.int64)[None, :] * strides[1]
+    return tl.load(ptrs, mask=(offs_m < M)[:, None] & (offs_n < N)[None, :], other=0.0)
+
+
+@triton.jit
+def load_bias(ptr, offs, stride, SIZE: tl.constexpr):
+    """Load `offs` of a bias `(SIZE,)` as float32, zero outside."""
+    return tl.load(ptr + offs.to(tl.int64) * stride, mask=offs < SIZE, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def load_residual(stream, offs_m, offs_d, mask_m, rows, length, WIDTH: tl.constexpr):
+    """`x + pos + branch` of tokens `offs_m`, rounded to the dtype of x, as float32.
+
+    `stream` holds the pointers of x, pos and branch and then their strides.
+    """
+    x_ptr, pos_ptr, branch_ptr, x_strides, pos_strides, branch_strides = stream
+    y = load_tokens(x_ptr, token_offsets(offs_m, rows, length, x_strides), offs_d, x_strides[3], mask_m, WIDTH)
+    if pos_ptr is not None:
+        offs_pos = (offs_m % length).to(tl.int64) * pos_strides[0]
+        y += load_tokens(pos_ptr, offs_pos, offs_d, pos_strides[1], mask_m, WIDTH)
+    if branch_ptr is not None:
+        offs_branch = token_offsets(offs_m, rows, length, branch_strides)
+        y += load_tokens(branch_ptr, offs_branch, offs_d, branch_strides[3], mask_m, WIDTH)
+    return y.to(x_ptr.dtype.element_ty).to(tl.float32)
+
+
+@triton.jit
+def mlp_fwd_kernel(
+    x_ptr,
+    pos_ptr,
+    branch_ptr,
+    hidden_weight_ptr,
+    hidden_bias_ptr,
+    out_weight_ptr,
+    out_bias_ptr,
+    y_ptr,
+    z_ptr,
+    x_strides,
+    pos_strides,
+    branch_strides,
+    hidden_weight_strides,
+    hidden_bias_strides,
+    out_weight_strides,
+    out_bias_strides,
+    y_strides,
+    z_strides,
+    tokens,
+    rows,
+    length,
+    eps,
+    WIDTH: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    INPUT_PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+):
+    """Write z, and y where it is kept, of one tile of tokens."""
+    dtype: tl.constexpr = hidden_weight_ptr.dtype.element_ty
+    offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_d = tl.arange(0, BLOCK_D)
+    offs_h = tl.arange(0, BLOCK_H)
+    mask_m = offs_m < tokens
+    stream = (x_ptr, pos_ptr, branch_ptr, x_strides, pos_strides, branch_strides)
+    # (BLOCK_M, BLOCK_D)
+    y = load_residual(stream, offs_m, offs_d, mask_m, rows, length, WIDTH)
+    if y_ptr is not None:
+        offs_y = token_offsets(offs_m, rows, length, y_strides)
+        store_tokens(y_ptr, y, offs_y, offs_d, y_strides[3], mask_m, WIDTH)
+    hat, _ = standardize(y, offs_d, eps, WIDTH)
+    hat = hat.to(dtype)
+    # (BLOCK_M, BLOCK_D)
+    out = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    for start in tl.range(0, HIDDEN, BLOCK_H, disable_licm=True):
+        # (BLOCK_H, BLOCK_D)
+        hidden_weight = load_weight(hidden_weight_ptr, start + offs_h, offs_d, hidden_weight_strides, HIDDEN, WIDTH)
+        # (BLOCK_M, BLOCK_H)
+        h = tl.dot(hat, tl.trans(hidden_weight), input_precision=INPUT_PRECISION)
+        h += load_bias(hidden_bias_ptr, start + offs_h, hidden_bias_strides[0], HIDDEN)[None, :]
+        activated = (h * normal_distribution(h)).to(dtype)
+        # (BLOCK_D, BLOCK_H)
+        out_weight = load_weight(out_weight_ptr, offs_d, start + offs_h, out_weight_strides, WIDTH, HIDDEN)
+        out = tl.dot(activated, tl.trans(out_weight), out, input_precision=INPUT_PRECISION)
+    parts = pieces(out)
+    for index in tl.static_range(len(parts)):
+        offs_d = index * parts[0].shape[1] + tl.arange(0, parts[0].shape[1])
+        # (BLOCK_M, at most PIECE)
+        y = load_residual(stream, offs_m, offs_d, mask_m, rows, length, WIDTH)
+        z = y + (parts[index] + load_bias(out_bias_ptr, offs_d, out_bias_strides[0], WIDTH)[None, :])
+        store_tokens(z_ptr, z, token_offsets(offs_m, rows, length, z_strides), offs_d, z_strides[3], mask_m, WIDTH)
+
+
+@triton.jit
+def mlp_bwd_kernel(
+    y_ptr,
+    grad_z_ptr,
+    hidden_weight_ptr,
+    hidden_bias_ptr,
+    out_weight_ptr,
+    grad_y_ptr,
+    hat_ptr,
+    activated_ptr,
+    grad_h_ptr,
+    rounded_ptr,
+    y_strides,
+    grad_z_strides,
+    hidden_weight_strides,
+    hidden_bias_strides,
+    out_weight_strides,
+    grad_y_strides,
+    tokens,
+    rows,
+    length,
+    eps,
+    WIDTH: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    INPUT_PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+):
+    """Write dy, n(y), gelu(h), dh and, where asked for, dz in the weights' dtype of one tile of tokens."""
+    dtype: tl.constexpr = hidden_weight_ptr.dtype.element_ty
+    offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_d = tl.arange(0, BLOCK_D)
+    offs_h = tl.arange(0, BLOCK_H)
+    mask_m = offs_m < tokens
+    offs_y = token_offsets(offs_m, rows, length, y_strides)
+    offs_grad_z = token_offsets(offs_m, rows, length, grad_z_strides)
+    packed = offs_m.to(tl.int64)
+    # (BLOCK_M, BLOCK_D)
+    y = load_tokens(y_ptr, offs_y, offs_d, y_strides[3], mask_m, WIDTH)
+    hat, r = standardize(y, offs_d, eps, WIDTH)
+    mean_y = tl.sum(y, 1) / WIDTH
+    hat = hat.to(dtype)
+    store_tokens(hat_ptr, hat, packed * WIDTH, offs_d, 1, mask_m, WIDTH)
+    grad_z = load_tokens(grad_z_ptr, offs_grad_z, offs_d, grad_z_strides[3], mask_m, WIDTH).to(dtype)
+    if rounded_ptr is not None:
+        store_tokens(rounded_ptr, grad_z, packed * WIDTH, offs_d, 1, mask_m, WIDTH)
+    # (BLOCK_M, BLOCK_D)
+    grad_hat = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    # (BLOCK_M,)
+    grad_hat_hat = tl.zeros((BLOCK_M,), tl.float32)
+    for start in tl.range(0, HIDDEN, BLOCK_H, disable_licm=True):
+        # (BLOCK_H, BLOCK_D)
+        hidden_weight = load_weight(hidden_weight_ptr, start + offs_h, offs_d, hidden_weight_strides, HIDDEN, WIDTH)
+        # (BLOCK_M, BLOCK_H)
+        product = tl.dot(hat, tl.trans(hidden_weight), input_precision=INPUT_PRECISION)
+        h = product + load_bias(hidden_bias_ptr, start + offs_h, hidden_bias_strides[0], HIDDEN)[None, :]
+        distribution = normal_distribution(h)
+        store_tokens(activated_ptr, h * distribution, packed * HIDDEN, start + offs_h, 1, mask_m, HIDDEN)
+        slope = distribution + h * normal_density(h)
+        # (BLOCK_D, BLOCK_H)
+        out_weight = load_weight(out_weight_ptr, offs_d, start + offs_h, out_weight_strides, WIDTH, HIDDEN)
+        # (BLOCK_M, BLOCK_H)
+        grad_h = (tl.dot(grad_z, out_weight, input_precision=INPUT_PRECISION) * slope).to(dtype)
+        store_tokens(grad_h_ptr, grad_h, packed * HIDDEN, start + offs_h, 1, mask_m, HIDDEN)
+        grad_hat = tl.dot(grad_h, hidden_weight, grad_hat, input_precision=INPUT_PRECISION)
+        grad_hat_hat += tl.sum(grad_h.to(tl.float32) * product, 1)
+    mean = tl.sum(grad_hat, 1) / WIDTH
+    parts = pieces(grad_hat)
+    for index in tl.static_range(len(parts)):
+        offs_d = index * parts[0].shape[1] + tl.arange(0, parts[0].shape[1])
+        # (BLOCK_M, at most PIECE)
+        y = load_tokens(y_ptr, token_offsets(offs_m, rows, length, y_strides), offs_d, y_strides[3], mask_m, WIDTH)
+        hat = (y - mean_y[:, None]) * r[:, None]
+        grad_y = r[:, None] * (parts[index] - mean[:, None] - hat * (grad_hat_hat / WIDTH)[:, None])
+        offs_grad_z = token_offsets(offs_m, rows, length, grad_z_strides)
+        grad_y += load_tokens(grad_z_ptr, offs_grad_z, offs_d, grad_z_strides[3], mask_m, WIDTH)
+        offs_grad_y = token_offsets(offs_m, rows, length, grad_y_strides)
+        store_tokens(grad_y_ptr, grad_y, offs_grad_y, offs_d, grad_y_strides[3], mask_m, WIDTH)
+
+
+def mlp(
+    x: Tensor,
+    pos: Tensor | None,
+    branch: Tensor | None,
+    hidden_weight: Tensor,
+    hidden_bias: Tensor,
+    out_weight: Tensor,
+    out_bias: Tensor,
+    eps: float,
+    y: Tensor | None,
+    z: Tensor,
+) -> None:
+    """Write `y = x + pos + branch` and `z = y + W_2 gelu(W_1 n(y) + b_1) + b_2`.
+
+    Tensors of tokens may be float32, float16 or bfloat16 each, in any strides, for inputs also 0.
+
+    Args:
+        x: `(batch, rows, length, dim)`, the residual stream.
+        pos: `(length, dim)`, or None for zeros.
+        branch: `(batch, rows, length, dim)`, or None for zeros.
+        hidden_weight: `(hidden, dim)`, in the dtype of the products, as all weights.
+        hidden_bias: `(hidden,)`.
+        out_weight: `(dim, hidden)`.
+        out_bias: `(dim,)`.
+        eps: added to the variance of a token.
+        y: `(batch, rows, length, dim)` in the dtype of `x`, written, or None where it need not be kept.
+        z: `(batch, rows, length, dim)`, written; may be `x`, unless that repeats values by strides of 0.
+
+    Raises:
+        LookupError: where no configuration serves `dim` features.
+    """
+    _, rows, length, width = x.shape
+    hidden = hidden_weight.shape[0]
+    tokens = z.numel() // width
+    name = "mlp_fwd" if x.dtype.itemsize <= hidden_weight.dtype.itemsize else "mlp_fwd_mixed"
+    config = launch.choose(name, x.device, hidden_weight.dtype, width)
+    arguments = {
+        "x_ptr": x,
+        "pos_ptr": pos,
+        "branch_ptr": branch,
+        "hidden_weight_ptr": hidden_weight,
+        "hidden_bias_ptr": hidden_bias,
+        "out_weight_ptr": out_weight,
+        "out_bias_ptr": out_bias,
+        "y_ptr": y,
+        "z_ptr": z,
+        "x_strides": x.stride(),
+        "pos_strides": strides(pos),
+        "branch_strides": strides(branch),
+        "hidden_weight_strides": hidden_weight.stride(),
+        "hidden_bias_strides": hidden_bias.stride(),
+        "out_weight_strides": out_weight.stride(),
+        "out_bias_strides": out_bias.stride(),
+        "y_strides": strides(y),
+        "z_strides": z.stride(),
+        "tokens": tokens,
+        "rows": rows,
+        "length": length,
+        "eps": eps,
+        "WIDTH": width,
+        "HIDDEN": hidden,
+        "BLOCK_D": launch.feature_block(width),
+        "INPUT_PRECISION": launch.input_precision(),
+    }
+    _launch(name, mlp_fwd_kernel, config, arguments, products=2)
+
+
+def mlp_backward(
+    y: Tensor,
+    grad_z: Tensor,
+    hidden_weight: Tensor,
+    hidden_bias: Tensor,
+    out_weight: Tensor,
+    eps: float,
+    grad_y: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Write the gradient of the `y` that `mlp` kept and return those of the weights.
+
+    Tensors of tokens may be float32, float16 or bfloat16 each, in any strides, for inputs also 0.
+
+    Args:
+        y: `(batch, rows, length, dim)`.
+        grad_z: `(batch, rows, length, dim)`.
+        hidden_weight: `(hidden, dim)`, in the dtype of the products, as all weights.
+        hidden_bias: `(hidden,)`.
+        out_weight: `(dim, hidden)`.
+        eps: added to the variance of a token.
+        grad_y: `(batch, rows, length, dim)`, written.
+
+    Returns:
+        The gradients of the hidden weight and bias and of the output weight and bias, float32.
+
+    Raises:
+        LookupError: where no configuration serves `dim` features.
+    """
+    _, rows, length, width = y.shape
+    hidden, dtype = hidden_weight.shape[0], hidden_weight.dtype
+    tokens = y.numel() // width
+    config = launch.choose("mlp_bwd", y.device, dtype, width)
+    hat = torch.empty(tokens, width, dtype=dtype, device=y.device)
+    activated, grad_h = (torch.empty(tokens, hidden, dtype=dtype, device=y.device) for _ in range(2))
+    reusable = grad_z.dtype == dtype and grad_z.is_contiguous()
+    rounded = grad_z.view(tokens, width) if reusable else torch.empty_like(hat)
+    arguments = {
+        "y_ptr": y,
+        "grad_z_ptr": grad_z,
+        "hidden_weight_ptr": hidden_weight,
+        "hidden_bias_ptr": hidden_bias,
+        "out_weight_ptr": out_weight,
+        "grad_y_ptr": grad_y,
+        "hat_ptr": hat,
+        "activated_ptr": activated,
+        "grad_h_ptr": grad_h,
+        "rounded_ptr": None if reusable else rounded,
+        "y_strides": y.stride(),
+        "grad_z_strides": grad_z.stride(),
+        "hidden_weight_strides": hidden_weight.stride(),
+        "hidden_bias_strides": hidden_bias.stride(),
+        "out_weight_strides": out_weight.stride(),
+        "grad_y_strides": grad_y.stride(),
+        "tokens": tokens,
+        "rows": rows,
+        "length": length,
+        "eps": eps,
+        "WIDTH": width,
+        "HIDDEN": hidden,
+        "BLOCK_D": launch.feature_block(width),
+        "INPUT_PRECISION": launch.input_precision(),
+    }
+    _launch("mlp_bwd", mlp_bwd_kernel, config, arguments, products=3)
+    return outer(grad_h, hat), column_sums(grad_h), outer(rounded, activated), column_sums(rounded)
+
+
+def _launch(name: str, kernel: Any, config: launch.Config, arguments: dict[str, Any], *, products: int) -> None:
+    """Launch a kernel of one program for each tile of tokens that makes `products` products of dim × hidden."""
+    tokens, width, hidden = arguments["tokens"], arguments["WIDTH"], arguments["HIDDEN"]
+    programs = launch.ceil_div(tokens, config.tiles["BLOCK_M"])
+    padded_tokens = programs * config.tiles["BLOCK_M"]
+    padded_hidden = launch.ceil_div(hidden, config.tiles["BLOCK_H"]) * config.tiles["BLOCK_H"]
+    launch.launch(
+        name,
+        kernel,
+        programs,
+        config,
+        arguments,
+        device=arguments["hidden_weight_ptr"].device,
+        flops=2 * products * tokens * width * hidden,
+        executed_flops=2 * products * padded_tokens * arguments["BLOCK_D"] * padded_hidden,
+    )
