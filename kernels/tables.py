@@ -75,7 +75,7 @@ NORMALIZATION: tuple[Row, ...] = (
 )
 
 MLP: tuple[Row, ...] = (
-    Row("mlp_fwd", ALL, 2, 64, {"BLOCK_M": 128, "BLOCK_H": 64}, 4, 2),
+    Row("mlp_fwd", ALL, 2, 64, {"BLOCK_M": 128, "BLOCK_H": 64}, 8, 2),
     Row("mlp_fwd", (80, 90), 2, 256, {"BLOCK_M": 128, "BLOCK_H": 64}, 8, 2),
     Row("mlp_fwd", (100,), 2, 256, {"BLOCK_M": 128, "BLOCK_H": 64}, 8, 1),
     Row("mlp_fwd", (86, 89), 2, 256, {"BLOCK_M": 64, "BLOCK_H": 32}, 8, 2),
@@ -101,7 +101,7 @@ CLASS_ATTENTION: tuple[Row, ...] = (
     Row("class_attention_fwd", ALL, 4, 64, {"BLOCK_K": 32}, 4, 1),
     Row("class_attention_fwd", ALL, 4, 1024, {"BLOCK_K": 16}, 8, 1),
     Row("class_key_bwd", ALL, 4, 1024, {}, 4, 1),
-    Row("class_attention_bwd", ALL, 4, 64, {"BLOCK_K": 32, "ROWS": 16}, 8, 1),
+    Row("class_attention_bwd", ALL, 4, 64, {"BLOCK_K": 16, "ROWS": 16}, 4, 1),
     Row("class_attention_bwd", ALL, 4, 1024, {"BLOCK_K": 16, "ROWS": 16}, 8, 1),
 )
 
