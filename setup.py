@@ -28,6 +28,7 @@ setup(
             "pytest-xdist>=3.6",
             "ruff>=0.8",
             "safetensors>=0.4",
+            "triton>=3.6",
             "types-tqdm",
         ],
     },

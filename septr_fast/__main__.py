@@ -1,4 +1,4 @@
-"""Command line: `python -m septr_fast plan` shows what a model costs as written and as run."""
+"""Command line: `python -m septr_fast plan` shows what a model costs as written and as run, `kernels` what compiles."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from septr_fast import kernel_command
 from septr_fast.model import SepTr
 from septr_fast.plan import FORMULATIONS
 from septr_fast.reference import AXES
@@ -19,8 +20,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m septr_fast", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     _add_plan(commands.add_parser("plan", help="the formulation of every transformer, its work and its memory"))
+    kernel_command.add_arguments(commands.add_parser("kernels", help="compile every kernel and say what falls short"))
     options = vars(parser.parse_args(arguments))
-    del options["command"]
+    if options.pop("command") == "kernels":
+        return kernel_command.run(**options)
     try:
         with torch.device("meta"):
             model = SepTr(**options)
