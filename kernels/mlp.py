@@ -31,7 +31,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launch
-from .normalization import load_tokens, standardize, store_tokens, strides, token_offsets
+from .normalization import load_tokens, operands, standardize, store_tokens, token_offsets
 from .products import column_sums, outer
 
 SQRT_HALF = tl.constexpr(0.7071067811865476)
@@ -141,6 +141,7 @@ def mlp_fwd_kernel(
     hat = hat.to(dtype)
     # (BLOCK_M, BLOCK_D)
     out = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    # The normalized tile is to be read from shared memory in every round: hoisted it would fill the registers.
     for start in tl.range(0, HIDDEN, BLOCK_H, disable_licm=True):
         # (BLOCK_H, BLOCK_D)
         hidden_weight = load_weight(hidden_weight_ptr, start + offs_h, offs_d, hidden_weight_strides, HIDDEN, WIDTH)
@@ -211,6 +212,7 @@ def mlp_bwd_kernel(
     grad_hat = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     # (BLOCK_M,)
     grad_hat_hat = tl.zeros((BLOCK_M,), tl.float32)
+    # The normalized tile is to be read from shared memory in every round: hoisted it would fill the registers.
     for start in tl.range(0, HIDDEN, BLOCK_H, disable_licm=True):
         # (BLOCK_H, BLOCK_D)
         hidden_weight = load_weight(hidden_weight_ptr, start + offs_h, offs_d, hidden_weight_strides, HIDDEN, WIDTH)
@@ -272,40 +274,19 @@ def mlp(
     Raises:
         LookupError: where no configuration serves `dim` features.
     """
-    _, rows, length, width = x.shape
-    hidden = hidden_weight.shape[0]
-    tokens = z.numel() // width
     name = "mlp_fwd" if x.dtype.itemsize <= hidden_weight.dtype.itemsize else "mlp_fwd_mixed"
-    config = launch.choose(name, x.device, hidden_weight.dtype, width)
-    arguments = {
-        "x_ptr": x,
-        "pos_ptr": pos,
-        "branch_ptr": branch,
-        "hidden_weight_ptr": hidden_weight,
-        "hidden_bias_ptr": hidden_bias,
-        "out_weight_ptr": out_weight,
-        "out_bias_ptr": out_bias,
-        "y_ptr": y,
-        "z_ptr": z,
-        "x_strides": x.stride(),
-        "pos_strides": strides(pos),
-        "branch_strides": strides(branch),
-        "hidden_weight_strides": hidden_weight.stride(),
-        "hidden_bias_strides": hidden_bias.stride(),
-        "out_weight_strides": out_weight.stride(),
-        "out_bias_strides": out_bias.stride(),
-        "y_strides": strides(y),
-        "z_strides": z.stride(),
-        "tokens": tokens,
-        "rows": rows,
-        "length": length,
-        "eps": eps,
-        "WIDTH": width,
-        "HIDDEN": hidden,
-        "BLOCK_D": launch.feature_block(width),
-        "INPUT_PRECISION": launch.input_precision(),
-    }
-    _launch(name, mlp_fwd_kernel, config, arguments, products=2)
+    arguments = operands(
+        x=x,
+        pos=pos,
+        branch=branch,
+        hidden_weight=hidden_weight,
+        hidden_bias=hidden_bias,
+        out_weight=out_weight,
+        out_bias=out_bias,
+        y=y,
+        z=z,
+    )
+    _launch(name, mlp_fwd_kernel, x, hidden_weight, eps, arguments, products=2)
 
 
 def mlp_backward(
@@ -336,57 +317,57 @@ def mlp_backward(
     Raises:
         LookupError: where no configuration serves `dim` features.
     """
-    _, rows, length, width = y.shape
-    hidden, dtype = hidden_weight.shape[0], hidden_weight.dtype
-    tokens = y.numel() // width
-    config = launch.choose("mlp_bwd", y.device, dtype, width)
+    hidden, width = hidden_weight.shape
+    tokens, dtype = y.numel() // width, hidden_weight.dtype
     hat = torch.empty(tokens, width, dtype=dtype, device=y.device)
     activated, grad_h = (torch.empty(tokens, hidden, dtype=dtype, device=y.device) for _ in range(2))
     reusable = grad_z.dtype == dtype and grad_z.is_contiguous()
     rounded = grad_z.view(tokens, width) if reusable else torch.empty_like(hat)
     arguments = {
-        "y_ptr": y,
-        "grad_z_ptr": grad_z,
-        "hidden_weight_ptr": hidden_weight,
-        "hidden_bias_ptr": hidden_bias,
-        "out_weight_ptr": out_weight,
-        "grad_y_ptr": grad_y,
+        **operands(
+            y=y,
+            grad_z=grad_z,
+            hidden_weight=hidden_weight,
+            hidden_bias=hidden_bias,
+            out_weight=out_weight,
+            grad_y=grad_y,
+        ),
         "hat_ptr": hat,
         "activated_ptr": activated,
         "grad_h_ptr": grad_h,
         "rounded_ptr": None if reusable else rounded,
-        "y_strides": y.stride(),
-        "grad_z_strides": grad_z.stride(),
-        "hidden_weight_strides": hidden_weight.stride(),
-        "hidden_bias_strides": hidden_bias.stride(),
-        "out_weight_strides": out_weight.stride(),
-        "grad_y_strides": grad_y.stride(),
-        "tokens": tokens,
-        "rows": rows,
-        "length": length,
-        "eps": eps,
-        "WIDTH": width,
-        "HIDDEN": hidden,
-        "BLOCK_D": launch.feature_block(width),
-        "INPUT_PRECISION": launch.input_precision(),
     }
-    _launch("mlp_bwd", mlp_bwd_kernel, config, arguments, products=3)
+    _launch("mlp_bwd", mlp_bwd_kernel, y, hidden_weight, eps, arguments, products=3)
     return outer(grad_h, hat), column_sums(grad_h), outer(rounded, activated), column_sums(rounded)
 
 
-def _launch(name: str, kernel: Any, config: launch.Config, arguments: dict[str, Any], *, products: int) -> None:
-    """Launch a kernel of one program for each tile of tokens that makes `products` products of dim × hidden."""
-    tokens, width, hidden = arguments["tokens"], arguments["WIDTH"], arguments["HIDDEN"]
+def _launch(
+    name: str, kernel: Any, grid: Tensor, weight: Tensor, eps: float, tensors: dict[str, Any], *, products: int
+) -> None:
+    """Launch a kernel that makes `products` products of dim × hidden for each token of `grid`, in tiles of tokens."""
+    hidden, width = weight.shape
+    tokens, block = grid.numel() // width, launch.feature_block(width)
+    config = launch.choose(name, grid.device, weight.dtype, width)
     programs = launch.ceil_div(tokens, config.tiles["BLOCK_M"])
-    padded_tokens = programs * config.tiles["BLOCK_M"]
     padded_hidden = launch.ceil_div(hidden, config.tiles["BLOCK_H"]) * config.tiles["BLOCK_H"]
+    arguments = {
+        **tensors,
+        "tokens": tokens,
+        "rows": grid.shape[1],
+        "length": grid.shape[2],
+        "eps": eps,
+        "WIDTH": width,
+        "HIDDEN": hidden,
+        "BLOCK_D": block,
+        "INPUT_PRECISION": launch.input_precision(),
+    }
     launch.launch(
         name,
         kernel,
         programs,
         config,
         arguments,
-        device=arguments["hidden_weight_ptr"].device,
+        device=grid.device,
         flops=2 * products * tokens * width * hidden,
-        executed_flops=2 * products * padded_tokens * arguments["BLOCK_D"] * padded_hidden,
+        executed_flops=2 * products * programs * config.tiles["BLOCK_M"] * block * padded_hidden,
     )

@@ -17,6 +17,8 @@ Statistics and sums are float32, the variance from the centred values. Tokens nu
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -148,6 +150,12 @@ def normalize_bwd_kernel(
         store_tokens(partial_ptr, total, offs_partial, offs_d, 1, mask_l, WIDTH)
 
 
+def operands(**tensors: Tensor | None) -> dict[str, Any]:
+    """The arguments `…_ptr` and `…_strides` of a kernel for each tensor by its name; None where it is absent."""
+    pointers = {f"{name}_ptr": x for name, x in tensors.items()}
+    return {**pointers, **{f"{name}_strides": None if x is None else x.stride() for name, x in tensors.items()}}
+
+
 def normalize(x: Tensor, pos: Tensor | None, eps: float, dtype: torch.dtype) -> Tensor:
     """Normalize `x + pos`, statistics in float32.
 
@@ -168,11 +176,8 @@ def normalize(x: Tensor, pos: Tensor | None, eps: float, dtype: torch.dtype) -> 
     tokens = hat.numel() // width
     config = launch.choose("normalize", x.device, x.dtype, width)
     arguments = {
-        "x_ptr": x,
-        "pos_ptr": pos,
+        **operands(x=x, pos=pos),
         "hat_ptr": hat,
-        "x_strides": x.stride(),
-        "pos_strides": strides(pos),
         "tokens": tokens,
         "rows": rows,
         "length": length,
@@ -213,17 +218,8 @@ def normalize_backward(
     blocks = launch.ceil_div(length, config.tiles["BLOCK_L"])
     partial = None if pos is None else torch.empty(parts, length, width, dtype=torch.float32, device=x.device)
     arguments = {
-        "grad_hat_ptr": grad_hat,
-        "x_ptr": x,
-        "pos_ptr": pos,
-        "residual_grad_ptr": residual_grad,
-        "grad_x_ptr": grad_x,
+        **operands(grad_hat=grad_hat, x=x, pos=pos, residual_grad=residual_grad, grad_x=grad_x),
         "partial_ptr": partial,
-        "grad_hat_strides": grad_hat.stride(),
-        "x_strides": x.stride(),
-        "pos_strides": strides(pos),
-        "residual_grad_strides": strides(residual_grad),
-        "grad_x_strides": grad_x.stride(),
         "sequences": sequences,
         "rows": rows,
         "length": length,
@@ -234,8 +230,3 @@ def normalize_backward(
     }
     launch.launch("normalize_bwd", normalize_bwd_kernel, parts * blocks, config, arguments, device=x.device)
     return None if partial is None else partial.sum(0)
-
-
-def strides(x: Tensor | None) -> tuple[int, ...] | None:
-    """The strides of an operand that may be absent."""
-    return None if x is None else x.stride()

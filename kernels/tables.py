@@ -75,12 +75,13 @@ NORMALIZATION: tuple[Row, ...] = (
 )
 
 MLP: tuple[Row, ...] = (
-    Row("mlp_fwd", ALL, 2, 64, {"BLOCK_M": 128, "BLOCK_H": 64}, 8, 2),
+    Row("mlp_fwd", ALL, 2, 64, {"BLOCK_M": 64, "BLOCK_H": 64}, 4, 2),
     Row("mlp_fwd", (80, 90), 2, 256, {"BLOCK_M": 128, "BLOCK_H": 64}, 8, 2),
     Row("mlp_fwd", (100,), 2, 256, {"BLOCK_M": 128, "BLOCK_H": 64}, 8, 1),
     Row("mlp_fwd", (86, 89), 2, 256, {"BLOCK_M": 64, "BLOCK_H": 32}, 8, 2),
+    Row("mlp_fwd", ALL, 4, 64, {"BLOCK_M": 32, "BLOCK_H": 16}, 4, 2),
     Row("mlp_fwd", ALL, 4, 256, {"BLOCK_M": 32, "BLOCK_H": 16}, 8, 2),
-    Row("mlp_fwd_mixed", ALL, 2, 64, {"BLOCK_M": 128, "BLOCK_H": 64}, 8, 2),
+    Row("mlp_fwd_mixed", ALL, 2, 64, {"BLOCK_M": 64, "BLOCK_H": 64}, 8, 2),
     Row("mlp_fwd_mixed", LARGE, 2, 256, {"BLOCK_M": 64, "BLOCK_H": 64}, 8, 2),
     Row("mlp_fwd_mixed", (86, 89), 2, 256, {"BLOCK_M": 64, "BLOCK_H": 32}, 8, 2),
     Row("mlp_bwd", ALL, 2, 64, {"BLOCK_M": 64, "BLOCK_H": 64}, 4, 2),

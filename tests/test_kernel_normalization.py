@@ -1,0 +1,174 @@
+"""Normalization on Triton, forward and backward, with positions and without, in any strides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.nn.functional as F
+from poison import guarded, poisoned_empty
+from token_grids import arranged, strides_of
+from tolerance import assert_as_good
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+from septr_fast.kernels import launch
+from septr_fast.kernels.normalization import normalize, normalize_backward
+
+EPS = 1e-2
+SMALL = {
+    "normalize": launch.Config({"BLOCK_M": 16}),
+    "normalize_bwd": launch.Config({"BLOCK_L": 16, "SEQUENCES": 2}),
+}
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@dataclass
+class Case:
+    """Operands of a forward and a backward pass."""
+
+    x: Tensor
+    pos: Tensor | None
+    residual_grad: Tensor | None
+    grad_hat: Tensor
+
+    def tensors(self) -> list[Tensor]:
+        return [x for x in (self.x, self.pos, self.residual_grad, self.grad_hat) if x is not None]
+
+
+def draw(
+    shape: tuple[int, int, int, int],
+    device: torch.device,
+    residual: torch.dtype = torch.float32,
+    compute: torch.dtype = torch.float32,
+    scale: float = 1.0,
+    layout: str = "contiguous",
+) -> Case:
+    def grid(dtype: torch.dtype) -> Tensor:
+        return arranged(torch.randn(shape, device=device).to(dtype), layout)
+
+    x = arranged((scale * torch.randn(shape, device=device) + scale).to(residual), layout)
+    pos = (scale * torch.randn(shape[3], shape[2], device=device)).to(residual).t()
+    return Case(x, pos, grid(residual), grid(compute))
+
+
+def kernel(case: Case, layout: str = "contiguous", eps: float = EPS) -> dict[str, Tensor]:
+    written = guarded(case.x.shape, case.x.dtype, strides_of(layout, tuple(case.x.shape)), case.x.device)
+    before = [x.clone() for x in case.tensors()]
+    with poisoned_empty():
+        hat = normalize(case.x, case.pos, eps, case.grad_hat.dtype)
+        grad_pos = normalize_backward(case.grad_hat, case.x, case.pos, case.residual_grad, eps, written.tensor)
+    written.check()
+    assert hat.is_contiguous()
+    assert all(torch.equal(x, y) for x, y in zip(before, case.tensors(), strict=True))
+    results = {"hat": hat, "grad_x": written.tensor}
+    if grad_pos is None:
+        assert case.pos is None
+        return results
+    assert grad_pos.dtype == torch.float32
+    return {**results, "grad_pos": grad_pos.to(case.x.dtype)}
+
+
+def expected(case: Case, exact: bool, eps: float = EPS) -> dict[str, Tensor]:
+    def operand(x: Tensor) -> Tensor:
+        return x.detach().double() if exact else x.detach()
+
+    leaves = {"grad_x": operand(case.x).requires_grad_()}
+    if case.pos is not None:
+        leaves["grad_pos"] = operand(case.pos).requires_grad_()
+    y = sum(leaves.values())
+    hat = F.layer_norm(y, y.shape[-1:], eps=eps).to(torch.float64 if exact else case.grad_hat.dtype)
+    outputs, grads = [hat], [operand(case.grad_hat)]
+    if case.residual_grad is not None:
+        outputs, grads = [*outputs, y], [*grads, operand(case.residual_grad)]
+    gradients = torch.autograd.grad(outputs, list(leaves.values()), grads)
+    return {"hat": hat.detach(), **dict(zip(leaves, gradients, strict=True))}
+
+
+def check(case: Case, layout: str = "contiguous", eps: float = EPS) -> None:
+    assert_as_good(kernel(case, layout, eps), expected(case, False, eps), expected(case, True, eps))
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 3.0, 8.0])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_as_good_as_plain_at_every_scale(dtype: torch.dtype, scale: float, device: torch.device) -> None:
+    with launch.override(SMALL):
+        check(draw((2, 3, 18, 24), device, dtype, dtype, scale))
+
+
+@pytest.mark.parametrize("compute", [torch.float16, torch.bfloat16])
+def test_residual_stream_of_another_dtype(compute: torch.dtype, device: torch.device) -> None:
+    with launch.override(SMALL):
+        check(draw((2, 3, 18, 24), device, torch.float32, compute))
+
+
+@pytest.mark.parametrize("length", [1, 15, 16, 17])
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_tokens_at_tile_edges(rows: int, length: int, device: torch.device) -> None:
+    with launch.override(SMALL):
+        check(draw((1, rows, length, 16), device))
+
+
+@pytest.mark.parametrize("dim", [1, 3, 17, 64, 100, 256])
+def test_any_number_of_features(dim: int, device: torch.device) -> None:
+    with launch.override(SMALL):
+        check(draw((1, 2, 5, dim), device))
+
+
+@pytest.mark.parametrize("layout", ["transposed", "sliced", "expanded"])
+def test_inputs_in_any_strides(layout: str, device: torch.device) -> None:
+    with launch.override(SMALL):
+        check(draw((2, 3, 17, 20), device, layout=layout))
+
+
+@pytest.mark.parametrize("layout", ["transposed", "sliced"])
+def test_gradient_written_in_any_strides(layout: str, device: torch.device) -> None:
+    with launch.override(SMALL):
+        check(draw((2, 3, 17, 20), device), layout)
+
+
+@pytest.mark.parametrize("absent", ["pos", "residual_grad"])
+def test_optional_operands(absent: str, device: torch.device) -> None:
+    case = draw((2, 2, 5, 20), device)
+    setattr(case, absent, None)
+    with launch.override(SMALL):
+        check(case)
+
+
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+def test_without_eps_padding_stays_out_of_the_sums(device: torch.device) -> None:
+    with launch.override(SMALL):
+        check(draw((1, 3, 5, 20), device), eps=0.0)
+
+
+def test_large_mean(device: torch.device) -> None:
+    case = draw((1, 2, 5, 64), device)
+    case.x = case.x + 1000
+    with launch.override(SMALL):
+        check(case)
+
+
+@pytest.mark.parametrize("dim", [64, 256])
+def test_shipped_configuration(dim: int, device: torch.device) -> None:
+    check(draw((2, 3, 33, dim), device))
+
+
+def test_same_bits_in_every_run(device: torch.device) -> None:
+    case = draw((2, 3, 17, 20), device)
+    with launch.override(SMALL):
+        first, second = kernel(case), kernel(case)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_no_tokens(device: torch.device) -> None:
+    case = draw((0, 3, 5, 16), device)
+    results = kernel(case)
+    assert results["hat"].shape == (0, 3, 5, 16)
+    assert torch.equal(results["grad_pos"], torch.zeros(5, 16, device=device))
+
+
+def test_too_many_features(device: torch.device) -> None:
+    with pytest.raises(LookupError, match=r"normalize for sm_.*257 features"):
+        normalize(torch.zeros(1, 1, 1, 257, device=device), None, EPS, torch.float32)
