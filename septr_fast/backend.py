@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import logging
+import os
 
 import torch
 
 import septr_fast.kernels as kernels
 
 BACKENDS = ("auto", "torch", "triton")
+LEAST_TRITON = (3, 6)
 
 _logger = logging.getLogger("septr_fast")
 _logged: set[str] = set()
@@ -22,18 +25,35 @@ def check_name(backend: str) -> str:
     return backend
 
 
+def interprets() -> bool:
+    """Whether Triton kernels run under Triton's interpreter, on any device."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@torch.compiler.assume_constant_result
 def why_not_triton(pass_name: str, device: torch.device) -> str | None:
     """The reason why `pass_name` cannot run on Triton kernels for tensors on `device`; None if it can."""
     if pass_name not in kernels.PASSES:
         return f"this version of septr_fast has no Triton kernel for {pass_name}"
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
+    version = importlib.metadata.version("triton")
+    if tuple(int(part) for part in version.split(".")[:2]) < LEAST_TRITON:
+        return f"Triton kernels need triton {'.'.join(map(str, LEAST_TRITON))} or newer, got {version}"
+    if interprets() or device.type == "meta":
+        return None
     if device.type != "cuda":
-        return f"Triton kernels need tensors on a CUDA device, got {device}"
+        return f"Triton kernels need a CUDA device or TRITON_INTERPRET=1, got {device}"
+    if torch.version.cuda is None or not torch.cuda.is_available():
+        return "Triton kernels need an NVIDIA GPU and its driver"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < kernels.LEAST_CAPABILITY:
+        least, found = (".".join(map(str, pair)) for pair in (kernels.LEAST_CAPABILITY, capability))
+        return f"Triton kernels need compute capability {least}, got {found}"
     return None
 
 
-def choose(backend: str, pass_name: str, device: torch.device) -> str:
+def choose(backend: str, pass_name: str, device: torch.device, limit: str | None = None) -> str:
     """The backend that runs `pass_name` for tensors on `device`: "torch" or "triton".
 
     Args:
@@ -41,19 +61,20 @@ def choose(backend: str, pass_name: str, device: torch.device) -> str:
             once why a CUDA device is served by PyTorch; "torch" and "triton" insist.
         pass_name: name of a function of `septr_fast.functional`.
         device: where the tensors are.
+        limit: what of this pass the kernels cannot do, if anything.
 
     Raises:
         ValueError: for an unknown name.
         RuntimeError: for "triton" where it cannot run, with the reason.
     """
-    if check_name(backend) == "torch":
+    if check_name(backend) == "torch" or (backend == "auto" and device.type != "cuda"):
         return "torch"
-    reason = why_not_triton(pass_name, device)
+    reason = limit or why_not_triton(pass_name, device)
     if reason is None:
         return "triton"
     if backend == "triton":
         raise RuntimeError(f'backend="triton" cannot run here: {reason}')
-    if device.type == "cuda" and not torch.compiler.is_compiling() and reason not in _logged:
+    if not torch.compiler.is_compiling() and reason not in _logged:
         _logged.add(reason)
         _logger.info("running on plain PyTorch: %s", reason)
     return "torch"

@@ -8,9 +8,12 @@ sequence in front. The class token that comes back is the mean over all sequence
 
 from __future__ import annotations
 
-from torch import Tensor, dtype
+from types import ModuleType
 
-from septr_fast import torch_backend
+import torch
+from torch import Tensor
+
+from septr_fast import kernels, torch_backend
 from septr_fast.backend import choose
 from septr_fast.folding import NO_DROPOUT, Direct, Dropout, LowRank, Merged, Mlp
 from septr_fast.reference import AXES
@@ -52,8 +55,8 @@ def axis_pass(
     """
     _check_grid(grid, axis, pos_embedding)
     _check_class_token(grid, cls_token, pos_embedding)
-    choose(backend, "axis_pass", grid.device)
-    return torch_backend.axis_pass(
+    runs = _runs("axis_pass", backend, grid, attention, mlp, dropout)
+    return runs.axis_pass(
         grid, cls_token, pos_embedding, attention, mlp, axis=axis, dropout=dropout, recompute=recompute, out=out
     )
 
@@ -66,7 +69,7 @@ def low_rank_pass(
     axis: str,
     dropout: Dropout = NO_DROPOUT,
     recompute: bool = False,
-    dtype: dtype | None = None,
+    dtype: torch.dtype | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Run the model's first transformer straight from the pixels, projection and positions included.
@@ -89,10 +92,8 @@ def low_rank_pass(
         RuntimeError: where the backend cannot run, with the reason.
     """
     _check_grid(pixels, axis, attention.token_bias)
-    choose(backend, "low_rank_pass", pixels.device)
-    return torch_backend.low_rank_pass(
-        pixels, attention, mlp, axis=axis, dropout=dropout, recompute=recompute, dtype=dtype
-    )
+    runs = _runs("low_rank_pass", backend, pixels, attention, mlp, dropout)
+    return runs.low_rank_pass(pixels, attention, mlp, axis=axis, dropout=dropout, recompute=recompute, dtype=dtype)
 
 
 def class_only_pass(
@@ -116,10 +117,31 @@ def class_only_pass(
     """
     _check_grid(grid, axis, pos_embedding)
     _check_class_token(grid, cls_token, pos_embedding)
-    choose(backend, "class_only_pass", grid.device)
-    return torch_backend.class_only_pass(
+    runs = _runs("class_only_pass", backend, grid, attention, mlp, dropout)
+    return runs.class_only_pass(
         grid, cls_token, pos_embedding, attention, mlp, axis=axis, dropout=dropout, recompute=recompute
     )
+
+
+def _runs(
+    pass_name: str, backend: str, grid: Tensor, attention: Direct | Merged | LowRank, mlp: Mlp, dropout: Dropout
+) -> ModuleType:
+    """The module of the backend that runs a pass."""
+    dim = mlp.out_weight.shape[0]
+    head_dim = attention.qkv_weight.shape[0] // (3 * attention.heads) if isinstance(attention, Direct) else dim
+    limit = kernels.limit(
+        pass_name,
+        dtypes=(grid.dtype, mlp.out_weight.dtype),
+        dim=dim,
+        head_dim=head_dim,
+        heads=attention.heads,
+        dropout=dropout != NO_DROPOUT,
+    )
+    if choose(backend, pass_name, grid.device, limit) == "torch":
+        return torch_backend
+    from septr_fast import triton_backend
+
+    return triton_backend
 
 
 def _check_grid(grid: Tensor, axis: str, per_token: Tensor) -> None:

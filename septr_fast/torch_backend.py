@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from septr_fast.folding import NO_DROPOUT, Direct, Dropout, LowRank, Merged, Mlp
 from septr_fast.linear import linear
+from septr_fast.sublayers import class_query, mlp_branch, normalize, project_attended
 
 CPU_CHUNK_BYTES = 6 << 20
 CPU_TRAINING_CHUNK_BYTES = 12 << 20
@@ -49,7 +50,7 @@ def axis_pass(
         front = cls_token[:, None, None].expand(-1, body.shape[1], 1, dim)
         x = torch.cat([front, body], dim=2) + pos_embedding
         y = sublayer(lambda x: x + F.dropout(_attention(x, attention), dropout.attention), x.flatten(0, 1))
-        return sublayer(lambda y: y + _mlp(y, mlp, dropout), y).view_as(x)
+        return sublayer(lambda y: y + mlp_branch(y, mlp, dropout), y).view_as(x)
 
     chunks = _chunks(rows, tokens * widest.shape[0] * widest.element_size(), cls_token)
     return _assemble(starmap(transform, chunks), grid.shape[:3], axis, out)
@@ -79,7 +80,7 @@ def low_rank_pass(
     def transform(body: Tensor) -> Tensor:
         s = F.pad(body, (0, 0, 1, 0))
         y = sublayer(attention_sublayer, s.flatten(0, 1))
-        y = sublayer(lambda y: y + _mlp(y, mlp, dropout), y)
+        y = sublayer(lambda y: y + mlp_branch(y, mlp, dropout), y)
         return y.view(*s.shape[:3], dim)
 
     chunks = _chunks(rows, 4 * tokens * attention.heads * tokens)
@@ -105,7 +106,7 @@ def class_only_pass(
     def transform(body: Tensor, cls_token: Tensor) -> Tensor:
         y = class_only_attention(body + pos_embedding[1:], cls_token, attention)
         y = cls_token.unsqueeze(1) + F.dropout(y, dropout.attention)
-        return y + _mlp(y, mlp, dropout)
+        return y + mlp_branch(y, mlp, dropout)
 
     chunks = _chunks(rows, rows.shape[2] * rows.shape[3] * grid.element_size(), cls_token)
     parts = [sublayer(transform, body, front) for body, front in chunks]
@@ -118,7 +119,7 @@ def _attention(x: Tensor, weights: Direct | Merged) -> Tensor:
 
 def direct_attention(x: Tensor, weights: Direct) -> Tensor:
     """Attention of `x` `(rows, tokens, dim)` with separate queries, keys and values; same shape out."""
-    qkv = linear(_normalize(x, weights.eps, weights.qkv_weight.dtype), weights.qkv_weight, weights.qkv_bias)
+    qkv = linear(normalize(x, weights.eps, weights.qkv_weight.dtype), weights.qkv_weight, weights.qkv_bias)
     query, key, value = qkv.unflatten(2, (3, weights.heads, -1)).permute(2, 0, 3, 1, 4)
     attended = _attend(query, key, value).transpose(1, 2).flatten(2)
     return attended if weights.out_weight is None else linear(attended, weights.out_weight, weights.out_bias)
@@ -130,7 +131,7 @@ def merged_attention(x: Tensor, weights: Merged) -> Tensor:
     The heads of a token stand next to one another, so that all heads share one product with the keys.
     """
     rows, tokens, dim = x.shape
-    normalized = _normalize(x, weights.eps, weights.query_weight.dtype)
+    normalized = normalize(x, weights.eps, weights.query_weight.dtype)
     query = linear(normalized, weights.query_weight, weights.query_bias).view(rows, 1, tokens * weights.heads, dim)
     normalized = normalized.unsqueeze(1)
     attended = _attend(query, normalized, normalized).view(rows, tokens, weights.heads * dim)
@@ -171,26 +172,16 @@ def class_only_attention(body: Tensor, cls_token: Tensor, weights: Direct) -> Te
         weights: folded projections.
 
     Returns:
-        The attention's output for the class token, `(batch, rows, dim)`. Keys and values are never
-        projected: the query is taken back through the key weights, and the attended tokens forward
-        through the value weights. The key bias cancels in the softmax.
+        The attention's output for the class token, `(batch, rows, dim)`. Keys and values are never projected.
     """
-    batch, rows = body.shape[:2]
-    query_weight, key_weight, value_weight = weights.qkv_weight.unflatten(0, (3, weights.heads, -1))
-    query_bias, _, value_bias = weights.qkv_bias.unflatten(0, (3, weights.heads, -1))
-    normalized = _normalize(body, weights.eps, key_weight.dtype)
-    normalized_cls = _normalize(cls_token, weights.eps, key_weight.dtype)
-    query = linear(normalized_cls, query_weight.flatten(0, 1), query_bias.flatten())
-    query = torch.bmm(query.unflatten(1, (weights.heads, -1)).transpose(0, 1), key_weight).transpose(0, 1)
+    rows = body.shape[1]
+    normalized_cls, query = class_query(cls_token, weights)
+    normalized = normalize(body, weights.eps, query.dtype)
     cls_scores = torch.bmm(query, normalized_cls.unsqueeze(2)).unsqueeze(1).expand(-1, rows, -1, -1)
     scores = torch.matmul(query.unsqueeze(1), normalized.transpose(2, 3))
     probability = torch.cat([cls_scores, scores], dim=-1).softmax(dim=-1)
     attended = torch.matmul(probability[..., 1:], normalized)
-    attended = attended + probability[..., :1] * normalized_cls[:, None, None]
-    per_head = attended.flatten(0, 1).transpose(0, 1)
-    value = torch.baddbmm(value_bias.unsqueeze(1), per_head, value_weight.transpose(1, 2)).transpose(0, 1)
-    value = value.flatten(1).unflatten(0, (batch, rows))
-    return value if weights.out_weight is None else linear(value, weights.out_weight, weights.out_bias)
+    return project_attended(attended + probability[..., :1] * normalized_cls[:, None, None], weights)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -201,18 +192,6 @@ def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     query, key, value = (part.flatten(0, 1) for part in (query, key, value))
     attended = torch.bmm(torch.bmm(query, key.transpose(1, 2)).softmax(dim=-1), value)
     return attended.unflatten(0, heads)
-
-
-def _mlp(x: Tensor, weights: Mlp, dropout: Dropout) -> Tensor:
-    normalized = _normalize(x, weights.eps, weights.out_weight.dtype)
-    hidden = F.gelu(linear(normalized, weights.hidden_weight, weights.hidden_bias))
-    out = linear(F.dropout(hidden, dropout.hidden), weights.out_weight, weights.out_bias)
-    return F.dropout(out, dropout.out)
-
-
-def _normalize(x: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-    """Zero mean and unit variance over the last dimension, without the affine part, in `dtype`."""
-    return F.layer_norm(x, x.shape[-1:], eps=eps).to(dtype)
 
 
 def _sublayer(

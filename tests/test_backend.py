@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,22 +25,60 @@ def test_auto_takes_torch_on_a_cpu() -> None:
 
 
 def test_triton_gives_its_reason() -> None:
-    reason = backend.why_not_triton("axis_pass", CPU)
-    assert reason is not None
-    model = SepTr(**SMALL["square"], backend="triton")
-    with pytest.raises(RuntimeError, match='backend="triton" cannot run here: '):
-        model(torch.zeros(1, 1, 8, 8))
+    """In a process without the interpreter: no driver here, or tensors on a CPU."""
+    program = (
+        "import torch, septr_fast\n"
+        "model = septr_fast.SepTr(1, 8, 5, 1, 2, 8, 8, None, 16, backend='triton')\n"
+        "try: model(torch.zeros(1, 1, 8, 8))\n"
+        "except RuntimeError as error: print(error)"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    run = subprocess.run([sys.executable, "-c", program], check=True, env=environment, capture_output=True, text=True)
+    assert run.stdout == (
+        'backend="triton" cannot run here: Triton kernels need a CUDA device or TRITON_INTERPRET=1, got cpu\n'
+    )
 
 
 def test_reasons_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(kernels, "PASSES", frozenset({"axis_pass"}))
     assert "no Triton kernel for low_rank_pass" in str(backend.why_not_triton("low_rank_pass", CUDA))
     monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None)
     assert backend.why_not_triton("axis_pass", CUDA) == "the package triton is not installed"
     monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: object())
-    assert backend.why_not_triton("axis_pass", CPU) == "Triton kernels need tensors on a CUDA device, got cpu"
+    monkeypatch.setattr(backend.importlib.metadata, "version", lambda name: "3.5.1")
+    assert backend.why_not_triton("axis_pass", CUDA) == "Triton kernels need triton 3.6 or newer, got 3.5.1"
+    monkeypatch.setattr(backend.importlib.metadata, "version", lambda name: "3.10.0+git1")
+    assert "need a CUDA device" in str(backend.why_not_triton("axis_pass", CPU))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert backend.why_not_triton("axis_pass", CUDA) == "Triton kernels need an NVIDIA GPU and its driver"
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert backend.why_not_triton("axis_pass", CUDA) == "Triton kernels need compute capability 8.0, got 7.5"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     assert backend.why_not_triton("axis_pass", CUDA) is None
     assert backend.choose("auto", "axis_pass", CUDA) == "triton"
+    assert backend.choose("auto", "axis_pass", CUDA, "a reason") == "torch"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"dtypes": (torch.float64,)}, "not in float64"),
+        ({"dim": 257}, "up to 256 features"),
+        ({"head_dim": 300}, "not 300"),
+        ({"dropout": True}, "no dropout"),
+        ({"pass_name": "class_only_pass", "heads": 65}, "up to 64 heads, not 65"),
+        ({"pass_name": "class_only_pass", "dropout": True}, None),
+        ({}, None),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_limits_of_the_kernels(changes: dict[str, Any], reason: str | None) -> None:
+    sizes = {"pass_name": "axis_pass", "dtypes": (torch.bfloat16,), "dim": 256, "head_dim": 256, "heads": 5}
+    found = kernels.limit(**{**sizes, "dropout": False, **changes})
+    assert found is reason if reason is None else reason in str(found)
 
 
 def test_auto_says_once_why_a_gpu_is_served_by_torch(caplog: pytest.LogCaptureFixture) -> None:
@@ -47,8 +87,10 @@ def test_auto_says_once_why_a_gpu_is_served_by_torch(caplog: pytest.LogCaptureFi
         for _ in range(3):
             assert backend.choose("auto", "some_pass", CUDA) == "torch"
             assert backend.choose("auto", "some_pass", CPU) == "torch"
+            assert backend.choose("auto", "axis_pass", CUDA, "some limit") == "torch"
     assert [record.getMessage() for record in caplog.records] == [
-        "running on plain PyTorch: this version of septr_fast has no Triton kernel for some_pass"
+        "running on plain PyTorch: this version of septr_fast has no Triton kernel for some_pass",
+        "running on plain PyTorch: some limit",
     ]
 
 

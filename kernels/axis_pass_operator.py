@@ -1,0 +1,158 @@
+"""The pass of `axis_pass` as a registered operator, differentiable once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from .axis_pass import Settings, Weights, backward, forward
+from .operators import along, refuse_second_derivative
+
+
+@torch.library.custom_op("septr_fast::axis_pass", mutates_args=())
+def axis_pass(
+    grid: Tensor,
+    cls_token: Tensor,
+    pos: Tensor,
+    query_weight: Tensor,
+    query_bias: Tensor,
+    out_weight: Tensor | None,
+    out_bias: Tensor | None,
+    hidden_weight: Tensor,
+    hidden_bias: Tensor,
+    mlp_weight: Tensor,
+    mlp_bias: Tensor,
+    heads: int,
+    merged: bool,
+    attention_eps: float,
+    mlp_eps: float,
+    axis: str,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Add positions and run one pre-norm transformer over every sequence along `axis`.
+
+    Args:
+        grid: `(batch, height, width, dim)`, the residual stream.
+        cls_token: `(batch, dim)`.
+        pos: `(1 + length, dim)`, the class token's position first.
+        query_weight: see `axis_pass.Weights` for this and the other weights.
+        query_bias: of the projection.
+        out_weight: of the output's projection, or None.
+        out_bias: likewise.
+        hidden_weight: of the MLP's first layer.
+        hidden_bias: likewise.
+        mlp_weight: of the MLP's second layer.
+        mlp_bias: likewise.
+        heads: number of heads.
+        merged: whether keys and values are the normalized tokens.
+        attention_eps: added to the variance of a token before the attention.
+        mlp_eps: likewise before the MLP.
+        axis: "height" or "width".
+        keep: whether a backward pass may follow.
+
+    Returns:
+        The grid `(batch, height, width, dim)`, the class token of every sequence `(batch, rows, dim)`, and, for
+        the backward pass alone, both as they were between attention and MLP (without `keep`, nothing).
+    """
+    weights = Weights(query_weight, query_bias, out_weight, out_bias, hidden_weight, hidden_bias, mlp_weight, mlp_bias)
+    settings = Settings(heads, merged, attention_eps, mlp_eps, axis)
+    out, cls_out, middle, cls_middle = forward(grid, cls_token, pos, weights, settings, keep)
+    nothing = (grid.new_empty(0), grid.new_empty(0))
+    return out, cls_out, *(nothing if middle is None or cls_middle is None else (middle, cls_middle))
+
+
+@torch.library.custom_op("septr_fast::axis_pass_backward", mutates_args=())
+def axis_pass_backward(
+    grad_out: Tensor,
+    grad_cls_out: Tensor,
+    grid: Tensor,
+    cls_token: Tensor,
+    pos: Tensor,
+    query_weight: Tensor,
+    query_bias: Tensor,
+    out_weight: Tensor | None,
+    out_bias: Tensor | None,
+    hidden_weight: Tensor,
+    hidden_bias: Tensor,
+    mlp_weight: Tensor,
+    mlp_bias: Tensor,
+    middle: Tensor,
+    cls_middle: Tensor,
+    heads: int,
+    merged: bool,
+    attention_eps: float,
+    mlp_eps: float,
+    axis: str,
+) -> list[Tensor]:
+    """Gradients of `axis_pass` in its tensors, in their order, without those that are None."""
+    weights = Weights(query_weight, query_bias, out_weight, out_bias, hidden_weight, hidden_bias, mlp_weight, mlp_bias)
+    settings = Settings(heads, merged, attention_eps, mlp_eps, axis)
+    *gradients, sums = backward(grad_out, grad_cls_out, grid, cls_token, pos, weights, settings, middle, cls_middle)
+    return [*gradients, *(total.to(weights.dtype) for total in sums.values())]
+
+
+@axis_pass.register_fake
+def _(grid: Tensor, cls_token: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    axis, keep = arguments[-2:]
+    batch, rows, _, dim = along(grid, axis).shape
+    out, cls_out = grid.new_empty(grid.shape), grid.new_empty(batch, rows, dim)
+    kept = (torch.empty_like(out), torch.empty_like(cls_out)) if keep else (grid.new_empty(0), grid.new_empty(0))
+    return out, cls_out, *kept
+
+
+@axis_pass_backward.register_fake
+def _(grad_out: Tensor, grad_cls_out: Tensor, *arguments: Any) -> list[Tensor]:
+    return [tensor.new_empty(tensor.shape) for tensor in arguments[:11] if tensor is not None]
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.heads, ctx.merged, ctx.attention_eps, ctx.mlp_eps, ctx.axis, keep = inputs
+    if not keep:
+        raise RuntimeError("axis_pass: keep=True is needed where gradients are asked for")
+    ctx.save_for_backward(*tensors, *output[2:])
+
+
+def _differentiate(ctx: Any, grad_out: Tensor, grad_cls_out: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    saved = ctx.saved_tensors
+    settings = (ctx.heads, ctx.merged, ctx.attention_eps, ctx.mlp_eps, ctx.axis)
+    gradients = iter(axis_pass_backward(grad_out, grad_cls_out, *saved, *settings))
+    return *(None if tensor is None else next(gradients) for tensor in saved[:11]), *(None,) * 6
+
+
+axis_pass.register_autograd(_differentiate, setup_context=_keep)
+refuse_second_derivative(axis_pass_backward, "axis_pass")
+
+
+@register_flop_formula(torch.ops.septr_fast.axis_pass)
+def axis_pass_flops(grid: Any, cls_token: Any, pos: Any, *arguments: Any, **_: Any) -> int:
+    """Projections, two products of attention, and the MLP; from shapes."""
+    return _flops(grid, pos, arguments[:8], arguments[-2], projections=1, attention=2, mlp=2)
+
+
+@register_flop_formula(torch.ops.septr_fast.axis_pass_backward)
+def axis_pass_backward_flops(
+    grad_out: Any, grad_cls_out: Any, grid: Any, cls_token: Any, pos: Any, *arguments: Any, **_: Any
+) -> int:
+    """The gradients' products, and those of the forward pass that are done again for them."""
+    return _flops(grid, pos, arguments[:8], arguments[-1], projections=3, attention=9, mlp=5)
+
+
+def _flops(
+    grid: Any, pos: Any, weights: tuple[Any, ...], axis: str, *, projections: int, attention: int, mlp: int
+) -> int:
+    """The class token's projection is counted once a sample, as it is done.
+
+    The output is projected `projections` times too in the forward pass, once less in the backward pass, which
+    does not repeat it.
+    """
+    query_weight, _, out_weight, _, hidden_weight = weights[:5]
+    batch, height, width, dim = grid
+    rows, tokens = batch * (width if axis == "height" else height), pos[0]
+    features = query_weight[0] if out_weight is None else out_weight[1]
+    features = dim if out_weight is None else features
+    out = 0 if out_weight is None else min(projections, 2) * dim * features
+    projected = (rows * (tokens - 1) + batch) * projections * dim * query_weight[0]
+    return 2 * (projected + rows * tokens * (out + attention * tokens * features + mlp * dim * hidden_weight[0]))

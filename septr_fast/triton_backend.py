@@ -1,0 +1,68 @@
+"""The passes of `functional` on Triton operators.
+
+The large work is in the operators of `septr_fast.kernels`; what is of the size of the class tokens stays
+plain PyTorch. Weights come folded, as for `torch_backend`. Whether a pass can run here says
+`septr_fast.backend`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from septr_fast.folding import Direct, Dropout, Merged, Mlp
+from septr_fast.kernels.axis_pass_operator import axis_pass as axis_pass_operator
+from septr_fast.kernels.class_attention import class_attention
+from septr_fast.sublayers import class_query, mlp_branch, project_attended
+
+
+def axis_pass(
+    grid: Tensor,
+    cls_token: Tensor,
+    pos_embedding: Tensor,
+    attention: Direct | Merged,
+    mlp: Mlp,
+    *,
+    axis: str,
+    **_: Any,
+) -> tuple[Tensor, Tensor]:
+    """See `septr_fast.functional.axis_pass`; the memory that recomputing would save is never taken."""
+    if isinstance(attention, Merged):
+        projection = (attention.query_weight, attention.query_bias)
+    else:
+        projection = (attention.qkv_weight, attention.qkv_bias)
+    tensors = (grid, cls_token, pos_embedding, *projection, attention.out_weight, attention.out_bias, *_layers(mlp))
+    merged, keep = isinstance(attention, Merged), _differentiates(*tensors)
+    out, cls_tokens, _, _ = axis_pass_operator(*tensors, attention.heads, merged, attention.eps, mlp.eps, axis, keep)
+    return out, cls_tokens.mean(dim=1)
+
+
+def class_only_pass(
+    grid: Tensor,
+    cls_token: Tensor,
+    pos_embedding: Tensor,
+    attention: Direct,
+    mlp: Mlp,
+    *,
+    axis: str,
+    dropout: Dropout,
+    **_: Any,
+) -> Tensor:
+    """See `septr_fast.functional.class_only_pass`."""
+    cls_token = cls_token + pos_embedding[0]
+    normalized, query = class_query(cls_token, attention)
+    attended, _ = class_attention(grid, pos_embedding, query, normalized, attention.eps, axis)
+    y = cls_token.unsqueeze(1) + F.dropout(project_attended(attended, attention), dropout.attention)
+    return (y + mlp_branch(y, mlp, dropout)).mean(dim=1)
+
+
+def _layers(mlp: Mlp) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return mlp.hidden_weight, mlp.hidden_bias, mlp.out_weight, mlp.out_bias
+
+
+def _differentiates(*tensors: Tensor | None) -> bool:
+    """Whether gradients can reach any of `tensors`."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
