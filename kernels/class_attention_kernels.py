@@ -254,7 +254,7 @@ def class_attention_bwd_kernel(
         # (BLOCK_H, BLOCK_K)
         scores = product_over_features(query, key, BLOCK_H, BLOCK_K, BLOCK_D, INPUT_PRECISION)
         scores = tl.where(mask_k[None, :], scores - highest[:, None], float("-inf"))
-        probability = tl.exp(scores) / total[:, None]
+        probability = tl.exp(scores) * (1.0 / total)[:, None]
         grad_probability = product_over_features(grad, key, BLOCK_H, BLOCK_K, BLOCK_D, INPUT_PRECISION)
         grad_scores = (probability * (grad_probability - delta[:, None])).to(dtype)
         probability = probability.to(dtype)

@@ -106,6 +106,9 @@ CLASS_ATTENTION: tuple[Row, ...] = (
     Row("class_attention_bwd", ALL, 4, 1024, {"BLOCK_K": 16, "ROWS": 16}, 8, 1),
 )
 
-LOW_RANK: tuple[Row, ...] = ()
+LOW_RANK: tuple[Row, ...] = (
+    Row("low_rank_fwd", ALL, 4, 4, {"BLOCK_Q": 32, "BLOCK_K": 128, "PARTS": 32}, 8, 1),
+    Row("low_rank_fwd", ALL, 4, 256, {"BLOCK_Q": 16, "BLOCK_K": 64, "PARTS": 32}, 8, 1),
+)
 
 TABLES: tuple[Row, ...] = CHUNK + ATTENTION + NORMALIZATION + MLP + CLASS_ATTENTION + LOW_RANK
