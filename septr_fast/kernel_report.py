@@ -1,7 +1,7 @@
 """The kernel report: every kernel as shipped, cross-compiled, and where one falls short.
 
-Needs no GPU. A kernel falls short where it does not compile, spills registers, takes more shared memory
-than its architecture has, leaves the architecture's own tensor cores unused for 16-bit values or, in the
+Needs no GPU. A kernel falls short where it does not compile, spills registers, takes more shared or tensor
+memory than its architecture has, leaves the architecture's own tensor cores unused for 16-bit values or, in the
 default model, spends much of its arithmetic on padding. Kernels of the class token have too few queries for
 the tiles of newer tensor cores, and little work: of them any tensor-core instruction is asked.
 """
@@ -28,6 +28,9 @@ CLASS_TOKEN = "class_"
 
 LARGEST_PADDING = 1.1
 """Operations executed over operations of use."""
+
+TENSOR_MEMORY = 512
+"""Columns of Blackwell's tensor memory on a multiprocessor; a kernel that takes more compiles to a trap."""
 
 TENSOR_CORES = {80: "HMMA", 86: "HMMA", 89: "HMMA", 90: "HGMMA", 100: "UTC*MMA"}
 """The instruction of each architecture's own tensor cores: wgmma on 90, tcgen05 on 100."""
@@ -111,6 +114,8 @@ class Entry:
             found.append(f"{self.compiled.spills} instructions spill registers")
         if self.compiled.shared_memory > SHARED_MEMORY[arch]:
             found.append(f"{self.compiled.shared_memory} bytes of shared memory, limit {SHARED_MEMORY[arch]}")
+        if self.compiled.tensor_memory > TENSOR_MEMORY:
+            found.append(f"{self.compiled.tensor_memory} columns of tensor memory, limit {TENSOR_MEMORY}")
         body = not self.name.startswith(CLASS_TOKEN)
         if self.padding is not None and _has_16_bit_values(self.launches[0]):
             wanted = TENSOR_CORES[arch] if body else "*MMA"
@@ -160,7 +165,7 @@ def programs_per_multiprocessor(arch: int, warps: int, compiled: Compiled) -> in
     registers = ceil_div(32 * compiled.registers, 256) * 256
     by_registers = 4 * (65536 // 4 // registers) // warps
     by_memory = limits.shared_memory // (ceil_div(compiled.shared_memory, 128) * 128 + 1024)
-    by_tensor_memory = 512 // compiled.tensor_memory if compiled.tensor_memory else limits.programs
+    by_tensor_memory = TENSOR_MEMORY // compiled.tensor_memory if compiled.tensor_memory else limits.programs
     return min(by_registers, by_memory, by_tensor_memory, limits.warps // warps, limits.programs)
 
 

@@ -43,6 +43,8 @@ def entry(compiled: Compiled | Failed, *, name: str = "axis", model: str = "defa
         pytest.param(entry(finding(spills=1)), "1 instructions spill", id="one spill"),
         pytest.param(entry(finding(shared_memory=232448)), None, id="all shared memory"),
         pytest.param(entry(finding(shared_memory=232449)), "232449 bytes of shared memory", id="a byte too much"),
+        pytest.param(entry(finding(tensor_memory=512)), None, id="all tensor memory"),
+        pytest.param(entry(finding(tensor_memory=513)), "513 columns", id="a column too much"),
         pytest.param(entry(finding(tensor_cores={"HMMA": 9})), "HGMMA, got HMMA", id="old tensor cores"),
         pytest.param(entry(finding(tensor_cores={})), "HGMMA, got none", id="no tensor cores"),
         pytest.param(entry(finding(tensor_cores={"HMMA": 9}), name="class_query"), None, id="class token, old"),
