@@ -3,12 +3,13 @@
 A configuration is chosen from the kernel's name, the architecture, the size of a value and the width of
 its tiles: a pure function of tables (`kernels.tables`). Nothing is tuned while a model runs. Launchers
 never call a kernel themselves but `launch`, so that `record` can collect what would be launched for
-tensors without data, on a machine without a GPU, and `override` can try other configurations.
+tensors without data, on a machine without a GPU, `capture` what is launched, and `override` can try other
+configurations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,6 +66,23 @@ class Launch:
     executed_flops: int = 0
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What a configuration is chosen by: the kernel's name, bytes per value, and the features of a tile."""
+
+    name: str
+    itemsize: int
+    width: int
+
+
+@dataclass(eq=False)
+class Capture:
+    """What was chosen and launched, in order."""
+
+    choices: list[Choice] = field(default_factory=list)
+    launches: list[Launch] = field(default_factory=list)
+
+
 @dataclass
 class _Recording:
     arch: int
@@ -72,8 +90,10 @@ class _Recording:
 
 
 _recording: list[_Recording] = []
+_captures: list[Capture] = []
 _overrides: list[Mapping[str, Config]] = []
-_tuned: list[Row] = []
+_sources: list[Callable[[torch.device], Sequence[Row]]] = []
+_tuned: dict[torch.device, Sequence[Row]] = {}
 
 
 def architecture(device: torch.device) -> int:
@@ -88,23 +108,38 @@ def architecture(device: torch.device) -> int:
 
 def choose(name: str, device: torch.device, dtype: torch.dtype, width: int) -> Config:
     """The configuration of kernel `name` for values of `dtype` in tiles of `width` features on `device`."""
+    choice = Choice(name, dtype.itemsize, width)
+    for capturing in _captures:
+        capturing.choices.append(choice)
     for configs in reversed(_overrides):
         if name in configs:
             return configs[name]
-    return lookup(name, architecture(device), dtype.itemsize, width)
+    return _lookup_tuned(choice, device) or lookup(name, architecture(device), dtype.itemsize, width)
 
 
 def lookup(name: str, arch: int, itemsize: int, width: int) -> Config:
-    """The first row of the tables that serves, the user's own tables first.
+    """The first row of the shipped tables that serves.
 
     Raises:
         LookupError: for an unknown kernel, or features too wide for it.
     """
-    for row in (*_tuned, *TABLES):
+    for row in TABLES:
         serves = row.kernel == name and arch in row.archs and itemsize <= row.itemsize and width <= row.width
         if serves:
             return Config(row.tiles, row.warps, row.stages)
     raise LookupError(f"no launch configuration of {name} for sm_{arch}, {itemsize} bytes per value, {width} features")
+
+
+def _lookup_tuned(choice: Choice, device: torch.device) -> Config | None:
+    """The row measured on `device` for values and tiles of just these sizes, if there is one."""
+    if not _sources or device.type != "cuda" or _recording:
+        return None
+    if device not in _tuned:
+        _tuned[device] = _sources[-1](device)
+    for row in _tuned[device]:
+        if (row.kernel, row.itemsize) == (choice.name, choice.itemsize) and _tile(row.width) == _tile(choice.width):
+            return Config(row.tiles, row.warps, row.stages)
+    return None
 
 
 def fit(config: Config, **sizes: int) -> Config:
@@ -113,9 +148,14 @@ def fit(config: Config, **sizes: int) -> Config:
     return Config(tiles, config.warps, config.stages)
 
 
-def use_tuned(rows: list[Row]) -> None:
-    """Let `rows`, measured on this machine, come before the shipped tables."""
-    _tuned[:] = rows
+def use_tuned(source: Callable[[torch.device], Sequence[Row]]) -> None:
+    """Let what was measured on a GPU come before the shipped tables on that GPU.
+
+    Args:
+        source: the rows for a CUDA device; asked once for each, when a configuration is first chosen for it.
+    """
+    _sources[:] = [source]
+    _tuned.clear()
 
 
 def launch(
@@ -130,15 +170,25 @@ def launch(
     executed_flops: int | None = None,
 ) -> None:
     """Run `kernel` on a grid of `programs` programs on the current stream of `device`, or record it."""
+    executed = flops if executed_flops is None else executed_flops
+    described = Launch(name, kernel, programs, arguments, config, flops, executed)
+    for capturing in _captures:
+        capturing.launches.append(described)
     if _recording:
-        executed = flops if executed_flops is None else executed_flops
-        _recording[-1].launches.append(Launch(name, kernel, programs, arguments, config, flops, executed))
-        return
-    if programs == 0:
-        return
+        _recording[-1].launches.append(described)
+    elif programs > 0:
+        run(described, device)
+
+
+def run(described: Launch, device: torch.device) -> None:
+    """Run a launch on the current stream of `device`; again, where it was captured."""
     with torch.cuda.device(device if device.type == "cuda" else -1):
-        kernel[(programs,)](
-            **arguments, **config.tiles, num_warps=config.warps, num_stages=config.stages, enable_fp_fusion=True
+        described.kernel[(described.programs,)](
+            **described.arguments,
+            **described.config.tiles,
+            num_warps=described.config.warps,
+            num_stages=described.config.stages,
+            enable_fp_fusion=True,
         )
 
 
@@ -151,6 +201,17 @@ def record(arch: int) -> Iterator[list[Launch]]:
         yield recording.launches
     finally:
         _recording.remove(recording)
+
+
+@contextmanager
+def capture() -> Iterator[Capture]:
+    """Collect what is chosen and launched; it runs, unless `record` is active."""
+    capturing = Capture()
+    _captures.append(capturing)
+    try:
+        yield capturing
+    finally:
+        _captures.remove(capturing)
 
 
 @contextmanager
@@ -171,6 +232,11 @@ def input_precision() -> str:
 def feature_block(width: int) -> int:
     """The tile width for `width` features: a power of two, 16 at least."""
     return max(16, 1 << (width - 1).bit_length())
+
+
+def _tile(width: int) -> int:
+    """Of two widths in one tile, the same number."""
+    return (width - 1).bit_length()
 
 
 def ceil_div(value: int, divisor: int) -> int:

@@ -1,15 +1,15 @@
-"""Command line: `python -m septr_fast plan` shows what a model costs as written and as run, `kernels` what compiles."""
+"""Command line: `python -m septr_fast` with `plan` for a model's cost, `info` for what runs here, or `kernels`."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from septr_fast import kernel_command
+from septr_fast import info, kernel_command
 from septr_fast.model import SepTr
 from septr_fast.plan import FORMULATIONS
 from septr_fast.reference import AXES
@@ -21,9 +21,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     _add_plan(commands.add_parser("plan", help="the formulation of every transformer, its work and its memory"))
     kernel_command.add_arguments(commands.add_parser("kernels", help="compile every kernel and say what falls short"))
+    commands.add_parser("info", help="versions, devices, the backend of every pass there, and why")
     options = vars(parser.parse_args(arguments))
-    if options.pop("command") == "kernels":
-        return kernel_command.run(**options)
+    others: dict[str, Callable[..., int]] = {"info": info.run, "kernels": kernel_command.run}
+    command = others.get(options.pop("command"))
+    if command is not None:
+        return command(**options)
     try:
         with torch.device("meta"):
             model = SepTr(**options)

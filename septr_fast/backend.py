@@ -6,6 +6,9 @@ import importlib.metadata
 import importlib.util
 import logging
 import os
+import shutil
+import subprocess
+from pathlib import Path
 
 import torch
 
@@ -28,6 +31,42 @@ def check_name(backend: str) -> str:
 def interprets() -> bool:
     """Whether Triton kernels run under Triton's interpreter, on any device."""
     return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def cache_folder() -> Path:
+    """Where results are kept for this user: `$XDG_CACHE_HOME/septr_fast`, by default `~/.cache/septr_fast`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "septr_fast"
+
+
+def devices() -> list[torch.device]:
+    """The CPU and every CUDA device."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return [torch.device("cpu"), *(torch.device("cuda", index) for index in range(count))]
+
+
+def device_name(device: torch.device) -> str:
+    """What the driver calls a CUDA device; of another one its type."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def capability(device: torch.device) -> int | None:
+    """The compute capability of a CUDA device, 90 for 9.0."""
+    if device.type != "cuda":
+        return None
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def driver_version() -> str | None:
+    """The version of NVIDIA's driver as `nvidia-smi` tells it."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, check=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return next(iter(done.stdout.split()), None)
 
 
 @torch.compiler.assume_constant_result

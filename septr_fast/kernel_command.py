@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from septr_fast.backend import cache_folder
+
 ARCHITECTURES = (80, 86, 89, 90, 100)
 DTYPES = {
     "bfloat16": (torch.bfloat16, "highest"),
@@ -22,7 +24,7 @@ DTYPES = {
 }
 """Dtype and `torch.get_float32_matmul_precision` of each choice."""
 
-CACHE = Path.home() / ".cache" / "septr_fast" / "kernels"
+CACHE = cache_folder() / "kernels"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -2,7 +2,7 @@
 
 The large work is in the operators of `septr_fast.kernels`; what is of the size of the class tokens stays
 plain PyTorch. Weights come folded, as for `torch_backend`. Whether a pass can run here says
-`septr_fast.backend`.
+`septr_fast.backend`. Launch configurations that the user has measured come before the shipped ones.
 """
 
 from __future__ import annotations
@@ -13,10 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from septr_fast import tuned
 from septr_fast.folding import Direct, Dropout, Merged, Mlp
+from septr_fast.kernels import launch
 from septr_fast.kernels.axis_pass_operator import axis_pass as axis_pass_operator
 from septr_fast.kernels.class_attention import class_attention
 from septr_fast.sublayers import class_query, mlp_branch, project_attended
+
+launch.use_tuned(tuned.rows)
 
 
 def axis_pass(
