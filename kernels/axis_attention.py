@@ -65,6 +65,11 @@ def attend(operands: Operands, out: Tensor, cls_out: Tensor, lse: Tensor, cls_ls
         cls_lse: written, `(batch, rows, heads)`, likewise.
     """
     _forward("axis_attention_fwd", operands, operands.query, out, lse)
+    attend_class_token(operands, cls_out, cls_lse)
+
+
+def attend_class_token(operands: Operands, cls_out: Tensor, cls_lse: Tensor) -> None:
+    """The class token's part of `attend` alone: its queries against all keys; see there."""
     _forward("class_query_fwd", operands, operands.cls_queries, operands.grouped(cls_out), operands.grouped(cls_lse))
 
 

@@ -8,6 +8,7 @@ The rows of the grid are taken in chunks whose queries stay near the processor. 
     branch = attended W_oᵀ + b_o                     vendor's product
     y = x + positions + branch, z = y + MLP(y)       kernel
 
+Where the table says so, one kernel does the middle three (`fused_attention`), in the forward pass. Else
 `attended` holds the grid tokens first and the class tokens of the n rows after them, so that one product
 serves both. In the merged form x̂ is keys and values; in the direct form `projected` holds queries, keys and
 values. Besides the inputs only `y` is kept for the backward pass, which computes the rest of a chunk again.
@@ -24,7 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import launch
-from .axis_attention import Operands, attend, attend_backward
+from .axis_attention import Operands, attend, attend_backward, attend_class_token
+from .fused_attention import attend_and_project, serves
 from .mlp import mlp, mlp_backward
 from .normalization import normalize, normalize_backward
 from .operators import along
@@ -122,11 +124,7 @@ def forward(
     cls_branch = torch.empty(batch, count, dim, dtype=weights.dtype, device=grid.device)
     cls_hat, cls_projected = _project_class_token(cls_token, pos, weights, settings)
     for chunk in _chunks(rows, weights):
-        computed = _attend(rows[chunk], pos, cls_hat[chunk[0]], cls_projected[chunk[0]], weights, settings)
-        branch = computed.attended
-        if weights.out_weight is not None:
-            branch = F.linear(branch, weights.out_weight, weights.out_bias)
-        body, front = _parts(branch, computed.hat.shape)
+        body, front = _branch(rows[chunk], pos, cls_hat[chunk[0]], cls_projected[chunk[0]], weights, settings)
         cls_branch[chunk] = front
         mlp(
             rows[chunk],
@@ -177,7 +175,8 @@ def backward(
     grad_cls_hat = torch.zeros_like(cls_hat, dtype=torch.float32)
     for chunk in _chunks(rows, weights):
         x, samples = rows[chunk], chunk[0]
-        computed = _attend(x, pos, cls_hat[samples], cls_projected[samples], weights, settings)
+        hat = normalize(x, pos[1:], settings.attention_eps, weights.dtype)
+        computed = _attend(hat, cls_hat[samples], cls_projected[samples], weights, settings)
         grad_middle, grad_branch = _grad_branch(
             middle_rows[chunk], grad_rows[chunk], grad_cls_middle[chunk], weights, settings, sums
         )
@@ -207,20 +206,45 @@ def backward(
     return grad_grid, grad_cls_token, grad_pos.to(pos.dtype), sums
 
 
-def _attend(
+def _branch(
     x: Tensor, pos: Tensor, cls_hat: Tensor, cls_projected: Tensor, weights: Weights, settings: Settings
-) -> _Chunk:
-    """Normalize, project and attend in the rows `x` `(samples, rows, length, dim)`."""
-    samples, rows, length, _ = x.shape
+) -> tuple[Tensor, Tensor]:
+    """What the attention adds in the rows `x`: to grid tokens, and to the class token of each row."""
     hat = normalize(x, pos[1:], settings.attention_eps, weights.dtype)
+    if settings.merged and weights.out_weight is not None and weights.out_bias is not None and serves(hat):
+        branch = torch.empty_like(hat)
+        projections = (weights.query_weight, weights.query_bias, weights.out_weight, weights.out_bias)
+        attend_and_project(hat, cls_hat, *projections, settings.heads, branch)
+        attended = _attend_class_token(hat, cls_hat, cls_projected, settings)
+        return branch, F.linear(attended, weights.out_weight, weights.out_bias)
+    attended = _attend(hat, cls_hat, cls_projected, weights, settings).attended
+    if weights.out_weight is not None:
+        attended = F.linear(attended, weights.out_weight, weights.out_bias)
+    return _parts(attended, hat.shape)
+
+
+def _attend_class_token(hat: Tensor, cls_hat: Tensor, cls_projected: Tensor, settings: Settings) -> Tensor:
+    """What the class token attends to in every row, all heads side by side; merged form."""
+    samples, rows = hat.shape[:2]
+    cls_query, cls_key, _ = _split(cls_projected, cls_hat, settings)
+    attended = cls_projected.new_empty(samples, rows, *cls_query.shape[1:])
+    lse = torch.empty(attended.shape[:3], dtype=torch.float32, device=hat.device)
+    key = hat.unsqueeze(-2)
+    attend_class_token(Operands(key, key, None, cls_query, cls_key, None), attended, lse)
+    return attended.flatten(2)
+
+
+def _attend(hat: Tensor, cls_hat: Tensor, cls_projected: Tensor, weights: Weights, settings: Settings) -> _Chunk:
+    """Project and attend in normalized rows `(samples, rows, length, dim)`."""
+    samples, rows, length, _ = hat.shape
     projected = F.linear(hat, weights.query_weight, weights.query_bias)
     query, key, value = _split(projected, hat, settings)
     cls_query, cls_key, cls_value = _split(cls_projected, cls_hat, settings)
     heads, head_dim = query.shape[3:]
     attended = projected.new_empty(samples * rows * (length + 1), heads * head_dim)
-    body, front = (part.unflatten(-1, (heads, head_dim)) for part in _parts(attended, x.shape))
-    lse = torch.empty(samples, rows, heads, length, dtype=torch.float32, device=x.device).transpose(2, 3)
-    cls_lse = torch.empty(samples, rows, heads, dtype=torch.float32, device=x.device)
+    body, front = (part.unflatten(-1, (heads, head_dim)) for part in _parts(attended, hat.shape))
+    lse = torch.empty(samples, rows, heads, length, dtype=torch.float32, device=hat.device).transpose(2, 3)
+    cls_lse = torch.empty(samples, rows, heads, dtype=torch.float32, device=hat.device)
     operands = Operands(query, key, value, cls_query, cls_key, cls_value)
     attend(operands, body, front, lse, cls_lse)
     return _Chunk(hat, operands, attended, body, front, lse, cls_lse)
