@@ -120,8 +120,8 @@ def coefficients(factors: TokenFactors, tables: ScoreTables, dtype: torch.dtype)
     rows = factors.r.new_empty(sequences * tokens, tables.columns, dtype=dtype)
     body, front = rows.split([sequences * length, sequences])
     statistics = factors.r.new_empty(2, sequences, heads, tokens)
-    config = launch.choose("low_rank_fwd", rows.device, dtype, channel_block(tables))
-    for target, first, config in ((body, 1, config), (front, 0, for_class_query(config))):
+    for_grid = launch.choose("low_rank_fwd", rows.device, dtype, channel_block(tables))
+    for target, first, config in ((body, 1, for_grid), (front, 0, for_class_query(for_grid))):
         queries = length if first else 1
         blocks = launch.ceil_div(queries, config.tiles["BLOCK_Q"])
         arguments = score_arguments(factors, tables) | {
