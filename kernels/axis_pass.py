@@ -17,19 +17,17 @@ Gradients of weights are summed over the chunks in float32.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import launch
 from .axis_attention import Operands, attend, attend_backward, attend_class_token
 from .fused_attention import attend_and_project, serves
-from .mlp import mlp, mlp_backward
 from .normalization import normalize, normalize_backward
 from .operators import along
+from .passes import Layers, add_mlp, add_mlp_backward, branch_gradient, chunks, parts
 from .products import column_sums, outer
 
 
@@ -61,6 +59,11 @@ class Weights:
     def dtype(self) -> torch.dtype:
         """The dtype of the products."""
         return self.query_weight.dtype
+
+    @property
+    def layers(self) -> Layers:
+        """The MLP."""
+        return Layers(self.hidden_weight, self.hidden_bias, self.mlp_weight, self.mlp_bias)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -123,29 +126,15 @@ def forward(
     middle, cls_middle = (torch.empty_like(out), torch.empty_like(cls_out)) if keep else (None, None)
     cls_branch = torch.empty(batch, count, dim, dtype=weights.dtype, device=grid.device)
     cls_hat, cls_projected = _project_class_token(cls_token, pos, weights, settings)
-    for chunk in _chunks(rows, weights):
+    for chunk in chunks(rows, len(weights.query_bias), weights.dtype):
         body, front = _branch(rows[chunk], pos, cls_hat[chunk[0]], cls_projected[chunk[0]], weights, settings)
         cls_branch[chunk] = front
-        mlp(
-            rows[chunk],
-            pos[1:],
-            body,
-            *_mlp_weights(weights),
-            weights.mlp_bias,
-            settings.mlp_eps,
-            None if middle is None else along(middle, settings.axis)[chunk],
-            along(out, settings.axis)[chunk],
-        )
-    mlp(
-        _class_rows(cls_token, count),
-        pos[:1],
-        cls_branch.unsqueeze(2),
-        *_mlp_weights(weights),
-        weights.mlp_bias,
-        settings.mlp_eps,
-        None if cls_middle is None else cls_middle.unsqueeze(2),
-        cls_out.unsqueeze(2),
-    )
+        kept = None if middle is None else along(middle, settings.axis)[chunk]
+        written = along(out, settings.axis)[chunk]
+        add_mlp(rows[chunk], pos[1:], body, weights.layers, settings.mlp_eps, kept, written)
+    kept = None if cls_middle is None else cls_middle.unsqueeze(2)
+    repeated = _class_rows(cls_token, count)
+    add_mlp(repeated, pos[:1], cls_branch.unsqueeze(2), weights.layers, settings.mlp_eps, kept, cls_out.unsqueeze(2))
     return out, cls_out, middle, cls_middle
 
 
@@ -169,16 +158,23 @@ def backward(
     sums = {name: torch.zeros_like(tensor, dtype=torch.float32) for name, tensor in weights.tensors.items()}
     grad_grid, grad_pos = grid.new_empty(grid.shape), torch.zeros_like(pos, dtype=torch.float32)
     grad_cls_middle = torch.empty_like(cls_middle)
-    _mlp_backward(cls_middle.unsqueeze(2), grad_cls_out.unsqueeze(2), weights, settings, grad_cls_middle, sums)
+    add_mlp_backward(
+        cls_middle.unsqueeze(2),
+        grad_cls_out.unsqueeze(2),
+        weights.layers,
+        settings.mlp_eps,
+        grad_cls_middle.unsqueeze(2),
+        sums,
+    )
     cls_hat, cls_projected = _project_class_token(cls_token, pos, weights, settings)
     grad_cls_projected = torch.zeros_like(cls_projected, dtype=torch.float32)
     grad_cls_hat = torch.zeros_like(cls_hat, dtype=torch.float32)
-    for chunk in _chunks(rows, weights):
+    for chunk in chunks(rows, len(weights.query_bias), weights.dtype):
         x, samples = rows[chunk], chunk[0]
         hat = normalize(x, pos[1:], settings.attention_eps, weights.dtype)
         computed = _attend(hat, cls_hat[samples], cls_projected[samples], weights, settings)
-        grad_middle, grad_branch = _grad_branch(
-            middle_rows[chunk], grad_rows[chunk], grad_cls_middle[chunk], weights, settings, sums
+        grad_middle, grad_branch = branch_gradient(
+            middle_rows[chunk], grad_rows[chunk], grad_cls_middle[chunk], weights.layers, settings.mlp_eps, sums
         )
         grad_hat, grad_cls = _attend_backward(computed, grad_branch, weights, settings, sums)
         grad_cls_projected[samples] += grad_cls[0]
@@ -220,7 +216,7 @@ def _branch(
     attended = _attend(hat, cls_hat, cls_projected, weights, settings).attended
     if weights.out_weight is not None:
         attended = F.linear(attended, weights.out_weight, weights.out_bias)
-    return _parts(attended, hat.shape)
+    return parts(attended, hat.shape)
 
 
 def _attend_class_token(hat: Tensor, cls_hat: Tensor, cls_projected: Tensor, settings: Settings) -> Tensor:
@@ -242,7 +238,7 @@ def _attend(hat: Tensor, cls_hat: Tensor, cls_projected: Tensor, weights: Weight
     cls_query, cls_key, cls_value = _split(cls_projected, cls_hat, settings)
     heads, head_dim = query.shape[3:]
     attended = projected.new_empty(samples * rows * (length + 1), heads * head_dim)
-    body, front = (part.unflatten(-1, (heads, head_dim)) for part in _parts(attended, hat.shape))
+    body, front = (view.unflatten(-1, (heads, head_dim)) for view in parts(attended, hat.shape))
     lse = torch.empty(samples, rows, heads, length, dtype=torch.float32, device=hat.device).transpose(2, 3)
     cls_lse = torch.empty(samples, rows, heads, dtype=torch.float32, device=hat.device)
     operands = Operands(query, key, value, cls_query, cls_key, cls_value)
@@ -264,7 +260,7 @@ def _attend_backward(
         sums["out_bias"] += column_sums(grad_branch)
     hat, operands = computed.hat, computed.operands
     samples, rows, length, dim = hat.shape
-    grad_out, grad_cls_out = (part.unflatten(-1, computed.out.shape[3:]) for part in _parts(grad_attended, hat.shape))
+    grad_out, grad_cls_out = (part.unflatten(-1, computed.out.shape[3:]) for part in parts(grad_attended, hat.shape))
     grad_projected = hat.new_empty(samples, rows, length, weights.query_weight.shape[0])
     grad_hat = torch.empty_like(hat)
     grad_query, grad_key, grad_value = _split(grad_projected, grad_hat, settings)
@@ -292,41 +288,6 @@ def _attend_backward(
     return grad_hat, (joined, torch.zeros_like(joined[:, :dim]))
 
 
-def _grad_branch(
-    middle: Tensor,
-    grad_out: Tensor,
-    grad_cls_middle: Tensor,
-    weights: Weights,
-    settings: Settings,
-    sums: dict[str, Tensor],
-) -> tuple[Tensor, Tensor]:
-    """The gradients of `y` and, for the tokens and the class tokens after them, of the branch."""
-    grad_branch = torch.empty(
-        middle.shape[:3].numel() + middle.shape[:2].numel(), middle.shape[3], dtype=weights.dtype, device=middle.device
-    )
-    body, front = _parts(grad_branch, middle.shape)
-    front.copy_(grad_cls_middle)
-    grad_middle = (
-        body if middle.dtype == weights.dtype else torch.empty(body.shape, dtype=middle.dtype, device=body.device)
-    )
-    _mlp_backward(middle, grad_out, weights, settings, grad_middle, sums)
-    if grad_middle is not body:
-        body.copy_(grad_middle)
-    return grad_middle, grad_branch
-
-
-def _mlp_backward(
-    y: Tensor, grad_z: Tensor, weights: Weights, settings: Settings, grad_y: Tensor, sums: dict[str, Tensor]
-) -> None:
-    parts = mlp_backward(y, grad_z, *_mlp_weights(weights), settings.mlp_eps, grad_y.view(y.shape))
-    for name, part in zip(("hidden_weight", "hidden_bias", "mlp_weight", "mlp_bias"), parts, strict=True):
-        sums[name] += part
-
-
-def _mlp_weights(weights: Weights) -> tuple[Tensor, Tensor, Tensor]:
-    return weights.hidden_weight, weights.hidden_bias, weights.mlp_weight
-
-
 def _project_class_token(cls_token: Tensor, pos: Tensor, weights: Weights, settings: Settings) -> tuple[Tensor, Tensor]:
     """The class token normalized `(batch, dim)` and projected `(batch, features)`, once for all its sequences."""
     hat = normalize(cls_token[:, None, None], pos[:1], settings.attention_eps, weights.dtype)[:, 0, 0]
@@ -344,22 +305,3 @@ def _split(projected: Tensor, hat: Tensor, settings: Settings) -> tuple[Tensor, 
         return projected.unflatten(-1, (settings.heads, -1)), hat.unsqueeze(-2), None
     query, key, value = projected.unflatten(-1, (3, settings.heads, -1)).unbind(-3)
     return query, key, value
-
-
-def _parts(tokens: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
-    """View grid tokens and class tokens behind one another as `(samples, rows, length, ·)` and `(samples, rows, ·)`."""
-    samples, rows, length = shape[:3]
-    body, front = tokens.split([samples * rows * length, samples * rows])
-    return body.unflatten(0, (samples, rows, length)), front.unflatten(0, (samples, rows))
-
-
-def _chunks(rows: Tensor, weights: Weights) -> Iterator[tuple[slice, slice]]:
-    """Whole samples, or rows of one sample, whose projections fit the chunk size of the device's table."""
-    batch, count, length, dim = rows.shape
-    budget = launch.choose("chunk", rows.device, weights.dtype, dim).tiles["MIB"] << 20
-    step = max(1, budget // (length * weights.query_weight.shape[0] * weights.dtype.itemsize))
-    samples = max(1, step // count)
-    even = launch.ceil_div(count, launch.ceil_div(count, step))
-    for first in range(0, batch, samples):
-        for row in range(0, count, even):
-            yield slice(first, min(first + samples, batch)), slice(row, min(row + even, count))
