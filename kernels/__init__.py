@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-PASSES: frozenset[str] = frozenset({"axis_pass", "class_only_pass"})
+PASSES: frozenset[str] = frozenset({"axis_pass", "low_rank_pass", "class_only_pass"})
 """Names of the passes of `septr_fast.functional` that have a Triton operator."""
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

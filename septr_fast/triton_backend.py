@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from septr_fast import tuned
-from septr_fast.folding import Direct, Dropout, Merged, Mlp
+from septr_fast.folding import Direct, Dropout, LowRank, Merged, Mlp
 from septr_fast.kernels import launch
 from septr_fast.kernels.axis_pass_operator import axis_pass as axis_pass_operator
 from septr_fast.kernels.class_attention import class_attention
+from septr_fast.kernels.low_rank_pass_operator import low_rank_pass as low_rank_pass_operator
 from septr_fast.sublayers import class_query, mlp_branch, project_attended
 
 launch.use_tuned(tuned.rows)
@@ -41,6 +42,32 @@ def axis_pass(
     tensors = (grid, cls_token, pos_embedding, *projection, attention.out_weight, attention.out_bias, *_layers(mlp))
     merged, keep = isinstance(attention, Merged), _differentiates(*tensors)
     out, cls_tokens, _, _ = axis_pass_operator(*tensors, attention.heads, merged, attention.eps, mlp.eps, axis, keep)
+    return out, cls_tokens.mean(dim=1)
+
+
+def low_rank_pass(
+    pixels: Tensor, attention: LowRank, mlp: Mlp, *, axis: str, dtype: torch.dtype | None = None, **_: Any
+) -> tuple[Tensor, Tensor]:
+    """See `septr_fast.functional.low_rank_pass`."""
+    tables = (
+        attention.gram,
+        attention.cross,
+        attention.square,
+        attention.pixel_pixel,
+        attention.position_pixel,
+        attention.pixel_bias,
+        attention.pixel_position,
+        attention.position_position,
+        attention.position_bias,
+        attention.position_values,
+        attention.pixel_values,
+        attention.out_bias,
+        attention.token_weight,
+        attention.token_bias,
+    )
+    tensors = (pixels, *tables, *_layers(mlp))
+    residual_dtype = pixels.dtype if dtype is None else dtype
+    out, cls_tokens, _, _ = low_rank_pass_operator(*tensors, mlp.eps, axis, residual_dtype, _differentiates(*tensors))
     return out, cls_tokens.mean(dim=1)
 
 
