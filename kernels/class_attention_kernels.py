@@ -12,7 +12,7 @@ and the grid is read once: a program streams over the tokens of a sequence, norm
 starts its softmax with the class token as first key.
 
 Saved for backward: the operands, the output, and of every query the highest score and the sum of the
-exponentials, float32 and apart: their log-sum-exp would round away digits of a probability near one. With
+exponentials, float32 and apart: a log-sum-exp would round away digits of the class token's probability. With
 Δ_h = do_h · o_h and dS_hj = P_hj (do_h · x̂_j - Δ_h),
 
     dx̂_j = Σ_h P_hj do_h + dS_hj q_h,   dq_h = Σ_j dS_hj x̂_j + dS_h0 ĉ,   dĉ = Σ_h P_h0 do_h + dS_h0 q_h,
@@ -248,14 +248,15 @@ def class_attention_bwd_kernel(
         # (BLOCK_H, BLOCK_D)
         query = load_tokens(query_ptr, offs_h * query_strides[1], offs_d, query_strides[2], mask_h, WIDTH).to(dtype)
         grad = load_tokens(grad_attended_ptr, offs_grad, offs_d, grad_attended_strides[3], mask_h, WIDTH).to(dtype)
+        # (BLOCK_H, BLOCK_K)
+        scores = product_over_features(query, key, BLOCK_H, BLOCK_K, BLOCK_D, INPUT_PRECISION)
+        grad_probability = product_over_features(grad, key, BLOCK_H, BLOCK_K, BLOCK_D, INPUT_PRECISION)
         # (BLOCK_H,)
         highest, total = load_statistics(statistics_ptr, sample, row, offs_h, statistics_strides, mask_h)
         delta = tl.load(delta_ptr + (sample * rows + row) * heads + offs_h, mask=mask_h, other=0.0)
         # (BLOCK_H, BLOCK_K)
-        scores = product_over_features(query, key, BLOCK_H, BLOCK_K, BLOCK_D, INPUT_PRECISION)
-        scores = tl.where(mask_k[None, :], scores - highest[:, None], float("-inf"))
-        probability = tl.exp(scores) * (1.0 / total)[:, None]
-        grad_probability = product_over_features(grad, key, BLOCK_H, BLOCK_K, BLOCK_D, INPUT_PRECISION)
+        scores = tl.where(mask_k[None, :], scores - (highest + tl.log(total))[:, None], float("-inf"))
+        probability = tl.exp(scores)
         grad_scores = (probability * (grad_probability - delta[:, None])).to(dtype)
         probability = probability.to(dtype)
         grad_query = tl.dot(grad_scores, key, grad_query, input_precision=INPUT_PRECISION)

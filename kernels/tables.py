@@ -90,9 +90,9 @@ NORMALIZATION: tuple[Row, ...] = (
 MLP: tuple[Row, ...] = (
     Row("mlp_fwd", ALL, 2, 64, {"BLOCK_M": 64, "BLOCK_H": 64}, 4, 2),
     Row("mlp_fwd", (80, 90), 2, 256, {"BLOCK_M": 128, "BLOCK_H": 64}, 8, 2),
-    Row("mlp_fwd", (100,), 2, 256, {"BLOCK_M": 128, "BLOCK_H": 64}, 8, 1),
+    Row("mlp_fwd", (100,), 2, 256, {"BLOCK_M": 128, "BLOCK_H": 32}, 8, 2),
     Row("mlp_fwd", (86, 89), 2, 256, {"BLOCK_M": 64, "BLOCK_H": 32}, 8, 2),
-    Row("mlp_fwd", ALL, 4, 64, {"BLOCK_M": 64, "BLOCK_H": 32}, 8, 2),
+    Row("mlp_fwd", ALL, 4, 64, {"BLOCK_M": 32, "BLOCK_H": 16}, 4, 1),
     Row("mlp_fwd", ALL, 4, 256, {"BLOCK_M": 32, "BLOCK_H": 16}, 8, 2),
     Row("mlp_fwd_mixed", ALL, 2, 64, {"BLOCK_M": 64, "BLOCK_H": 64}, 8, 2),
     Row("mlp_fwd_mixed", LARGE, 2, 256, {"BLOCK_M": 64, "BLOCK_H": 64}, 8, 2),
@@ -122,8 +122,8 @@ CLASS_ATTENTION: tuple[Row, ...] = (
 LOW_RANK: tuple[Row, ...] = (
     Row("low_rank_fwd", ALL, 4, 4, {"BLOCK_Q": 32, "BLOCK_K": 128, "PARTS": 32}, 8, 1),
     Row("low_rank_fwd", ALL, 4, 256, {"BLOCK_Q": 16, "BLOCK_K": 64, "PARTS": 32}, 8, 1),
-    Row("low_rank_bwd", ALL, 4, 4, {"BLOCK_Q": 16, "BLOCK_K": 128, "PARTS": 16}, 8, 1),
-    Row("low_rank_bwd", ALL, 4, 256, {"BLOCK_Q": 16, "BLOCK_K": 32, "PARTS": 16}, 8, 1),
+    Row("low_rank_bwd", ALL, 4, 4, {"BLOCK_Q": 8, "BLOCK_K": 128, "PARTS": 16}, 4, 1),
+    Row("low_rank_bwd", ALL, 4, 256, {"BLOCK_Q": 16, "BLOCK_K": 32, "PARTS": 16}, 4, 1),
 )
 
 TABLES: tuple[Row, ...] = CHUNK + ATTENTION + NORMALIZATION + MLP + CLASS_ATTENTION + LOW_RANK
