@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch._library.custom_ops import OPDEFS
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from septr_fast.kernels import axis_pass, class_attention, launch
-from septr_fast.kernels.launch import Launch
+from septr_fast import functional
+from septr_fast.folding import Direct, LowRank
+from septr_fast.kernels import launch
+from septr_fast.kernels.launch import Config, Launch
 from septr_fast.model import SepTr
-from septr_fast.plan import Step
 
 NARROW: dict[str, Any] = {
     "input_size": (128, 216),
@@ -38,23 +39,58 @@ BATCH = 8
 
 
 def launches(config: Mapping[str, Any], dtype: torch.dtype, arch: int, batch: int = BATCH) -> list[Launch]:
-    """The launches of a pass forward and backward.
+    """The launches of steps of training and of passes without gradients.
+
+    Where products are in 16 bits the model is run with a residual stream in `dtype`, and with one in float32
+    as under autocast. Attention is run in every form that the tables hold, chosen or not.
 
     Args:
         config: constructor arguments of `SepTr`.
-        dtype: of the parameters and the spectrograms.
+        dtype: of the products.
         arch: compute capability.
         batch: number of spectrograms.
     """
-    with torch.device("meta"):
-        model = SepTr(**config)
     with launch.record(arch) as recorded, _OwnImplementations():  # type: ignore[no-untyped-call]
-        for step in model.plan().steps:
-            if step.formulation == "class-only":
-                _class_only(step, dtype, batch)
-            elif step.formulation != "low-rank":
-                _axis(step, dtype, batch)
+        for residual_dtype in dict.fromkeys((dtype, torch.float32)):
+            with torch.device("meta"):
+                model = SepTr(**config).to(residual_dtype)
+            for form in _attention_forms(arch, dtype, model.blocks[0].dim):
+                with launch.override({"attention_form": Config({"FUSED": form})}):
+                    _class_token(model, dtype, batch).sum().backward()
+                    with torch.no_grad():
+                        _class_token(model, dtype, batch)
     return recorded
+
+
+def _attention_forms(arch: int, dtype: torch.dtype, dim: int) -> tuple[int, ...]:
+    """0 for products apart from the attention, and 1 where the tables hold the kernel that fuses them."""
+    try:
+        launch.lookup("fused_attention_fwd", arch, dtype.itemsize, dim)
+    except LookupError:
+        return (0,)
+    return (0, 1)
+
+
+def _class_token(model: SepTr, dtype: torch.dtype, batch: int) -> Tensor:
+    """What `model` classifies, `(batch, dim)`, with products in `dtype`."""
+    first = model.blocks[0]
+    x = torch.empty(batch, first.channels, *first.input_size, dtype=model.cls_token.dtype, device="meta")
+    grid, cls_token = first.pixels(x), model.cls_token[0, 0]
+    for block, steps in zip(model.blocks, model._steps, strict=True):
+        if block.project and steps[0].formulation != "low-rank":
+            grid = block.projection(grid)
+        folded = block._folded(steps, cls_token, dtype)
+        cls_token = cls_token.expand(batch, -1)
+        for (axis, _, positions), step, (attention, mlp) in zip(block._order(), steps, folded, strict=True):
+            options: dict[str, Any] = {"axis": axis, "backend": "triton"}
+            if isinstance(attention, LowRank):
+                grid, cls_token = functional.low_rank_pass(grid, attention, mlp, dtype=x.dtype, **options)
+            elif step.formulation == "class-only":
+                direct = cast(Direct, attention)
+                cls_token = functional.class_only_pass(grid, cls_token, positions[0, 0], direct, mlp, **options)
+            else:
+                grid, cls_token = functional.axis_pass(grid, cls_token, positions[0, 0], attention, mlp, **options)
+    return cls_token
 
 
 class _OwnImplementations(TorchDispatchMode):
@@ -65,39 +101,3 @@ class _OwnImplementations(TorchDispatchMode):
             return func(*args, **(kwargs or {}))
         with self:
             return OPDEFS[func._schema.name]._init_fn(*args, **(kwargs or {}))
-
-
-def _axis(step: Step, dtype: torch.dtype, batch: int) -> None:
-    shape, merged = step.shape, step.formulation == "merged"
-    sizes = (shape.length, shape.rows) if shape.axis == "height" else (shape.rows, shape.length)
-    attended = shape.heads * (shape.dim if merged else shape.dim_head)
-
-    def tensor(*sizes: int) -> Tensor:
-        return torch.empty(sizes, dtype=dtype, device="meta")
-
-    weights = axis_pass.Weights(
-        query_weight=tensor(attended if merged else 3 * attended, shape.dim),
-        query_bias=tensor(attended if merged else 3 * attended),
-        out_weight=tensor(shape.dim, attended),
-        out_bias=tensor(shape.dim),
-        hidden_weight=tensor(shape.mlp_dim, shape.dim),
-        hidden_bias=tensor(shape.mlp_dim),
-        mlp_weight=tensor(shape.dim, shape.mlp_dim),
-        mlp_bias=tensor(shape.dim),
-    )
-    settings = axis_pass.Settings(shape.heads, merged, 1e-5, 1e-5, shape.axis)
-    inputs = (tensor(batch, *sizes, shape.dim), tensor(batch, shape.dim), tensor(shape.tokens, shape.dim))
-    out, cls_out, middle, cls_middle = axis_pass.forward(*inputs, weights, settings, keep=True)
-    assert middle is not None
-    assert cls_middle is not None
-    axis_pass.backward(out, cls_out, *inputs, weights, settings, middle, cls_middle)
-
-
-def _class_only(step: Step, dtype: torch.dtype, batch: int) -> None:
-    shape = step.shape
-    sizes = (shape.length, shape.rows) if shape.axis == "height" else (shape.rows, shape.length)
-    operands = ((batch, *sizes, shape.dim), (shape.tokens, shape.dim), (batch, shape.heads, shape.dim))
-    tensors = [torch.empty(size, dtype=dtype, device="meta", requires_grad=True) for size in operands]
-    cls_hat = torch.empty(batch, shape.dim, dtype=dtype, device="meta", requires_grad=True)
-    attended, _ = class_attention.class_attention(*tensors, cls_hat, 1e-5, shape.axis)
-    attended.sum().backward()

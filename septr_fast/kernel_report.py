@@ -67,7 +67,7 @@ class Entry:
 
     Attributes:
         case: model, dtype and architecture.
-        launches: of this kernel in a pass forward and a pass backward.
+        launches: that this kernel serves while the model runs.
         compiled: what was found, or why there is nothing.
     """
 
@@ -87,9 +87,9 @@ class Entry:
         return sum(launch.executed_flops for launch in self.launches) / useful if useful else None
 
     @property
-    def bytes_moved(self) -> int:
-        """The least that the launches move: every distinct tensor read or written once in each."""
-        return sum(bytes_moved(launch) for launch in self.launches)
+    def largest(self) -> Launch:
+        """The launch that moves most."""
+        return max(self.launches, key=bytes_moved)
 
     @property
     def programs_per_multiprocessor(self) -> int:
@@ -170,7 +170,7 @@ def programs_per_multiprocessor(arch: int, warps: int, compiled: Compiled) -> in
 
 
 def as_json(entry: Entry) -> dict[str, Any]:
-    """`entry` as plain values."""
+    """`entry` as plain values; programs, operations and bytes are those of its largest launch."""
     first, compiled = entry.launches[0], entry.compiled
     found: dict[str, Any] = {} if isinstance(compiled, Failed) else vars(compiled)
     return {
@@ -183,23 +183,26 @@ def as_json(entry: Entry) -> dict[str, Any]:
         "shared_memory_limit": SHARED_MEMORY[entry.case.arch],
         "programs_per_multiprocessor": entry.programs_per_multiprocessor,
         "occupancy": round(entry.occupancy, 3),
-        "launches": len(entry.launches),
-        "programs": sum(launch.programs for launch in entry.launches),
-        "flops": _flops(entry.launches),
-        "executed_flops": sum(launch.executed_flops for launch in entry.launches),
-        "least_bytes_moved": entry.bytes_moved,
+        "programs": entry.largest.programs,
+        "flops": entry.largest.flops,
+        "executed_flops": entry.largest.executed_flops,
+        "least_bytes_moved": bytes_moved(entry.largest),
         "shortfalls": entry.shortfalls,
     }
 
 
 _HEADER = (
     "kernel", "tiles", "warps", "stages", "registers", "stack", "spills", "shared", "tensor cores", "occupancy",
-    "launches", "GFLOP", "executed", "least MB",
+    "programs", "GFLOP", "executed", "least MB",
 )  # fmt: skip
 
 
 def table(entries: Sequence[Entry]) -> str:
-    """Columns to read, one table per case, each followed by what falls short."""
+    """Columns to read, one table per case, each followed by what falls short.
+
+    Programs, operations and bytes are those of a kernel's largest launch; bytes are the floor, every distinct
+    tensor read or written once. The operations executed are over those of use.
+    """
     cases = dict.fromkeys(entry.case for entry in entries)
     return "\n\n".join(_case_table(case, [entry for entry in entries if entry.case == case]) for case in cases)
 
@@ -233,15 +236,11 @@ def _cells(entry: Entry) -> tuple[str, ...]:
         str(config.warps),
         str(config.stages),
         *found,
-        str(len(entry.launches)),
-        f"{_flops(entry.launches) / 1e9:.3g}",
+        str(entry.largest.programs),
+        f"{entry.largest.flops / 1e9:.3g}",
         "-" if entry.padding is None else f"{entry.padding:.3f}",
-        f"{entry.bytes_moved / 1e6:.4g}",
+        f"{bytes_moved(entry.largest) / 1e6:.3f}",
     )
-
-
-def _flops(launches: Iterable[Launch]) -> int:
-    return sum(launch.flops for launch in launches)
 
 
 def _tensors(launch: Launch) -> list[Tensor]:
