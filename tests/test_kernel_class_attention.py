@@ -76,7 +76,7 @@ def check(inputs: Inputs, axis: str, grad: Tensor | None = None) -> None:
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 3.0, 8.0])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_as_good_as_plain_at_every_scale(dtype: torch.dtype, scale: float, device: torch.device) -> None:
     with launch.override(SMALL):
         check(draw((4, 5, 19, 24), "width", 3, device, dtype, scale), "width")
@@ -101,7 +101,7 @@ def test_shipped_configuration(device: torch.device) -> None:
     check(draw((1, 37, 2, 256), "height", 5, device, torch.float32), "height")
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_residual_stream_of_another_dtype(dtype: torch.dtype, device: torch.device) -> None:
     with launch.override(SMALL):
         check(draw((2, 3, 18, 16), "width", 2, device, dtype, residual=torch.float32), "width")

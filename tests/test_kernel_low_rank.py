@@ -129,7 +129,7 @@ def check(pixels: Tensor, weights: dict[str, Tensor], dtype: torch.dtype, device
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 3.0, 8.0])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_as_good_as_plain_at_every_scale(dtype: torch.dtype, scale: float, device: torch.device) -> None:
     pixels = scale * torch.randn(2, 4, 19, 1)
     with launch.override(SMALL):
