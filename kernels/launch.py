@@ -77,8 +77,9 @@ class Choice:
 
 @dataclass(eq=False)
 class Capture:
-    """What was chosen and launched, in order."""
+    """What was chosen, and the launches of the kernels called `names`, in order."""
 
+    names: tuple[str, ...]
     choices: list[Choice] = field(default_factory=list)
     launches: list[Launch] = field(default_factory=list)
 
@@ -92,6 +93,7 @@ class _Recording:
 _recording: list[_Recording] = []
 _captures: list[Capture] = []
 _overrides: list[Mapping[str, Config]] = []
+_untuned: list[None] = []
 _sources: list[Callable[[torch.device], Sequence[Row]]] = []
 _tuned: dict[torch.device, Sequence[Row]] = {}
 
@@ -132,7 +134,7 @@ def lookup(name: str, arch: int, itemsize: int, width: int) -> Config:
 
 def _lookup_tuned(choice: Choice, device: torch.device) -> Config | None:
     """The row measured on `device` for values and tiles of just these sizes, if there is one."""
-    if not _sources or device.type != "cuda" or _recording:
+    if not _sources or device.type != "cuda" or _recording or _untuned:
         return None
     if device not in _tuned:
         _tuned[device] = _sources[-1](device)
@@ -158,6 +160,16 @@ def use_tuned(source: Callable[[torch.device], Sequence[Row]]) -> None:
     _tuned.clear()
 
 
+@contextmanager
+def untuned() -> Iterator[None]:
+    """Leave what was measured on a GPU aside."""
+    _untuned.append(None)
+    try:
+        yield
+    finally:
+        _untuned.pop()
+
+
 def launch(
     name: str,
     kernel: Any,
@@ -173,7 +185,8 @@ def launch(
     executed = flops if executed_flops is None else executed_flops
     described = Launch(name, kernel, programs, arguments, config, flops, executed)
     for capturing in _captures:
-        capturing.launches.append(described)
+        if name in capturing.names:
+            capturing.launches.append(described)
     if _recording:
         _recording[-1].launches.append(described)
     elif programs > 0:
@@ -183,13 +196,17 @@ def launch(
 def run(described: Launch, device: torch.device) -> None:
     """Run a launch on the current stream of `device`; again, where it was captured."""
     with torch.cuda.device(device if device.type == "cuda" else -1):
-        described.kernel[(described.programs,)](
-            **described.arguments,
-            **described.config.tiles,
-            num_warps=described.config.warps,
-            num_stages=described.config.stages,
-            enable_fp_fusion=True,
-        )
+        described.kernel[(described.programs,)](**described.arguments, **_options(described.config))
+
+
+def compile_only(described: Launch) -> Any:
+    """Compile a launch for the current CUDA device as if it ran; the compiled kernel."""
+    return described.kernel.warmup(**described.arguments, **_options(described.config), grid=(1,))
+
+
+def _options(config: Config) -> dict[str, Any]:
+    """What a configuration gives to a kernel's call."""
+    return {**config.tiles, "num_warps": config.warps, "num_stages": config.stages, "enable_fp_fusion": True}
 
 
 @contextmanager
@@ -204,9 +221,9 @@ def record(arch: int) -> Iterator[list[Launch]]:
 
 
 @contextmanager
-def capture() -> Iterator[Capture]:
-    """Collect what is chosen and launched; it runs, unless `record` is active."""
-    capturing = Capture()
+def capture(*names: str) -> Iterator[Capture]:
+    """Collect what is chosen, and the launches of the kernels called `names`; they run all the same."""
+    capturing = Capture(names)
     _captures.append(capturing)
     try:
         yield capturing

@@ -1,4 +1,4 @@
-"""Command line: `python -m septr_fast` with `plan` for a model's cost, `info` for what runs here, or `kernels`."""
+"""Command line: `python -m septr_fast` with `plan` for a model's cost, `info`, `kernels` or `tune`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from septr_fast import info, kernel_command
+from septr_fast import info, kernel_command, tune
 from septr_fast.model import SepTr
 from septr_fast.plan import FORMULATIONS
 from septr_fast.reference import AXES
@@ -22,8 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_plan(commands.add_parser("plan", help="the formulation of every transformer, its work and its memory"))
     kernel_command.add_arguments(commands.add_parser("kernels", help="compile every kernel and say what falls short"))
     commands.add_parser("info", help="versions, devices, the backend of every pass there, and why")
+    tune.add_arguments(commands.add_parser("tune", help="measure launch configurations on this GPU"))
     options = vars(parser.parse_args(arguments))
-    others: dict[str, Callable[..., int]] = {"info": info.run, "kernels": kernel_command.run}
+    others: dict[str, Callable[..., int]] = {"info": info.run, "kernels": kernel_command.run, "tune": tune.run}
     command = others.get(options.pop("command"))
     if command is not None:
         return command(**options)

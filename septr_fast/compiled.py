@@ -26,7 +26,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 
-from septr_fast.kernels.launch import Launch
+from septr_fast.kernels.launch import Launch, compile_only
 
 _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)", re.MULTILINE)
 _USAGE = re.compile(r"REG:(\d+) STACK:(\d+)")
@@ -88,15 +88,7 @@ def _driver() -> Iterator[None]:
 def _warm_up(launch: Launch, arch: int, purpose: str) -> Any:
     """What Triton makes of `launch` on `arch`: a compiled kernel, or None where a hook holds it back."""
     _Driver.device.set((arch, purpose))
-    config = launch.config
-    return launch.kernel.warmup(
-        **launch.arguments,
-        **config.tiles,
-        grid=(1,),
-        num_warps=config.warps,
-        num_stages=config.stages,
-        enable_fp_fusion=True,
-    )
+    return compile_only(launch)
 
 
 def ptxas_version(arch: int) -> str:

@@ -116,7 +116,8 @@ def _row(entry: Any, capability: int | None) -> Row:
     limits = {"warps": MOST_WARPS, **dict.fromkeys(tiles, LARGEST_TILE)}
     for name, limit in limits.items():
         value = {**tiles, "warps": entry.get("warps")}[name]
-        if type(value) is not int or not 1 <= value <= limit or value & (value - 1):
+        least = 0 if name == "FUSED" else 1
+        if type(value) is not int or not least <= value <= limit or value & (value - 1):
             raise ValueError(f"{known[0].kernel}: expected a power of two up to {limit} for {name}, got {value!r}")
     ranges = {"stages": (1, MOST_STAGES), "itemsize": (2, 4), "width": (1, LARGEST_TILE)}
     for name, (least, most) in ranges.items():

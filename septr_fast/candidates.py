@@ -1,0 +1,47 @@
+"""Launch configurations to try: those one step away from a configuration in one respect."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from septr_fast.kernels.launch import Config
+
+LEAST_TILE = 8
+LARGEST_TILE = 512
+WARPS = (2, 4, 8, 16)
+STAGES = (1, 2, 3, 4)
+LEAST_CHUNK, LARGEST_CHUNK = 4, 1024
+"""Megabytes."""
+
+OF_PASSES = ("chunk", "attention_form")
+"""Choices that are no kernel's: they have tiles alone, and are measured on whole passes."""
+
+
+def neighbours(config: Config) -> Iterator[Config]:
+    """Configurations with one tile, the warps or the stages of `config` one step up or down."""
+    for tiles in _tiles(config.tiles):
+        yield replace(config, tiles=tiles)
+    if config.tiles.keys() & {"MIB", "FUSED"}:
+        return
+    for warps in _beside(config.warps, WARPS):
+        yield replace(config, warps=warps)
+    for stages in _beside(config.stages, STAGES):
+        yield replace(config, stages=stages)
+
+
+def _tiles(tiles: Mapping[str, int]) -> Iterator[dict[str, int]]:
+    for name, size in tiles.items():
+        if name == "FUSED":
+            yield {**tiles, name: 1 - size}
+            continue
+        least, largest = (LEAST_CHUNK, LARGEST_CHUNK) if name == "MIB" else (LEAST_TILE, LARGEST_TILE)
+        for other in (2 * size, size // 2):
+            if least <= other <= largest:
+                yield {**tiles, name: other}
+
+
+def _beside(value: int, values: tuple[int, ...]) -> list[int]:
+    """The next value above and below `value`."""
+    above, below = ([other for other in values if other > value], [other for other in values if other < value])
+    return above[:1] + below[-1:]
