@@ -127,9 +127,8 @@ def normalize_bwd_kernel(
     if pos_ptr is not None:
         pos = load_tokens(pos_ptr, position * pos_strides[0], offs_d, pos_strides[1], mask_l, WIDTH)
     for step in range(SEQUENCES):
-        sequence = part * SEQUENCES + step
-        offs_m = sequence * length + offs_l
-        mask_m = mask_l & (sequence < sequences)
+        offs_m = (part * SEQUENCES + step) * length + offs_l
+        mask_m = mask_l & (offs_m < sequences * length)
         offs_x = token_offsets(offs_m, rows, length, x_strides)
         offs_grad_hat = token_offsets(offs_m, rows, length, grad_hat_strides)
         offs_grad_x = token_offsets(offs_m, rows, length, grad_x_strides)

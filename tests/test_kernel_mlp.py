@@ -175,6 +175,14 @@ def test_y_need_not_be_kept_and_z_may_be_x(device: torch.device) -> None:
     assert torch.equal(case.x, z)
 
 
+def test_what_is_normalized_is_the_y_that_is_kept(device: torch.device) -> None:
+    case = draw((2, 2, 5, 20), 24, device, torch.float16, torch.float16)
+    with launch.override(SMALL):
+        first = kernel(case)
+        case.x, case.pos, case.branch = first["y"], None, None
+        assert torch.equal(kernel(case)["z"], first["z"])
+
+
 def test_gradient_of_another_dtype(device: torch.device) -> None:
     case = draw((2, 2, 5, 20), 24, device, torch.float16, torch.float16)
     with launch.override(SMALL):
