@@ -8,7 +8,8 @@ Of every token of a grid seen as `(batch, rows, length, dim)`, in any strides, w
 
 One program takes a tile of tokens through all of it: the normalized tile stays on chip, the hidden layer goes
 by in chunks, and nothing of it is stored. Products take operands in the weights' dtype and are summed up in
-float32, as are y and z; y is rounded to the dtype of the residual stream before it is normalized.
+float32, as are y and z; y is rounded to the dtype of the residual stream before it is normalized. Where y is
+kept, or wider than the products' operands, registers are short: "mlp_fwd_wide" has tiles of its own.
 
 Saved for backward: y alone. The backward pass makes h again and gives, with φ = Φ' and dz the gradient of z,
 
@@ -274,7 +275,8 @@ def mlp(
     Raises:
         LookupError: where no configuration serves `dim` features.
     """
-    name = "mlp_fwd" if x.dtype.itemsize <= hidden_weight.dtype.itemsize else "mlp_fwd_mixed"
+    light = y is None and x.dtype.itemsize <= hidden_weight.dtype.itemsize
+    name = "mlp_fwd" if light else "mlp_fwd_wide"
     arguments = operands(
         x=x,
         pos=pos,

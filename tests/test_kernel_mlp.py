@@ -20,7 +20,7 @@ from septr_fast.kernels.mlp import mlp, mlp_backward
 
 EPS = 1e-2
 TILES = launch.Config({"BLOCK_M": 16, "BLOCK_H": 32}, stages=2)
-SMALL = {"mlp_fwd": TILES, "mlp_fwd_mixed": TILES, "mlp_bwd": TILES}
+SMALL = {"mlp_fwd": TILES, "mlp_fwd_wide": TILES, "mlp_bwd": TILES}
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 PARAMETERS = ("hidden_weight", "hidden_bias", "out_weight", "out_bias")
 
