@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import subprocess
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from benchmarks.cases import BASELINE
+from benchmarks.stamp import commit
 
 LEGEND = (
     "median ± half the interquartile range; 'faster' is the reference's time over the model's, each call timed "
@@ -139,7 +139,7 @@ def machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "commit": _commit(),
+        "commit": commit(),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
     }
 
@@ -150,17 +150,6 @@ def _processor() -> str:
     except ImportError:
         return platform.processor() or platform.machine()
     return str(cpuinfo.get_cpu_info().get("brand_raw", platform.machine()))
-
-
-def _commit() -> str:
-    root = Path(__file__).resolve().parent.parent
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return done.stdout.strip()
 
 
 def store(results: list[Result], path: Path, **about: Any) -> None:

@@ -106,11 +106,15 @@ class Tuner:
         self.device, self.measure = device, measure
         self.deadline, self.jobs, self.most, self.report = deadline, jobs, most, report
         self.arch = launch.architecture(device)
-        self.checked = []
+        self.checked: list[_Checked] = []
+        served = []
         for workload, larger in zip(workloads, large, strict=True):
-            choices = [choice for choice in self._dry_choices(workload) if choice.name in kernels]
+            choices, launches = self._dry_run(workload)
+            choices = [choice for choice in choices if choice.name in kernels]
             if choices:
-                self.checked.append(_prepare(workload, larger, choices))
+                served.append((workload, larger, choices))
+                self._compile_all(launches)
+        self.checked = [_prepare(*one) for one in served]
 
     def choices(self) -> list[Choice]:
         """What the workloads choose configurations by, what takes most of the time first, that of passes last."""
@@ -158,17 +162,19 @@ class Tuner:
     def _users(self, choice: Choice) -> list[_Checked]:
         return [checked for checked in self.checked if choice in checked.choices]
 
-    def _dry_choices(self, workload: Workload) -> list[Choice]:
-        """What a workload chooses configurations by, in either form of its attention."""
-        chosen: list[Choice] = []
+    def _dry_run(self, workload: Workload) -> tuple[list[Choice], list[Launch]]:
+        """What a workload chooses configurations by and launches, in either form of its attention."""
+        choices: list[Choice] = []
+        launches: list[Launch] = []
         for form in ({}, FUSED):
-            with launch.record(self.arch), launch.override(form), launch.capture() as captured:
+            with launch.record(self.arch) as recorded, launch.override(form), launch.capture() as captured:
                 try:
                     workload.run()
                 except LookupError:
                     continue
-            chosen += captured.choices
-        return list(dict.fromkeys(chosen))
+            choices += captured.choices
+            launches += recorded
+        return list(dict.fromkeys(choices)), launches
 
     def _is_new(self, choice: Choice, config: Config, seen: set[str]) -> bool:
         """Whether a candidate can be launched and comes to anything else than those in `seen`, which it joins."""
@@ -196,16 +202,22 @@ class Tuner:
         return launches
 
     def _compiled(self, choice: Choice, configs: Sequence[Config]) -> list[tuple[Config, str | None]]:
-        """Compile candidates at the same time; why some cannot be run."""
-        if choice.name in OF_PASSES or not self.jobs:
+        """Compile candidates; why some cannot be run."""
+        if choice.name in OF_PASSES:
             return [(config, None) for config in configs]
+        launches = [(config, launched) for config in configs for launched in self._dry(choice, config)]
+        reasons = self._compile_all([launched for _, launched in launches])
+        failed = {_text(config): reason for (config, _), reason in zip(launches, reasons, strict=True) if reason}
+        return [(config, failed.get(_text(config))) for config in configs]
+
+    def _compile_all(self, launches: Sequence[Launch]) -> list[str | None]:
+        """Compile launches at the same time; why each of them cannot be run."""
+        if not self.jobs:
+            return [None] * len(launches)
+        distinct = {_signature(launched): launched for launched in launches}
         with ThreadPoolExecutor(self.jobs) as pool:
-            futures = []
-            for config in configs:
-                distinct = {_signature(launched): launched for launched in self._dry(choice, config)}
-                futures.append([pool.submit(self._compile, launched) for launched in distinct.values()])
-            reasons = [[one.result() for one in group] for group in futures]
-        return [(config, next(filter(None, group), None)) for config, group in zip(configs, reasons, strict=True)]
+            reasons = dict(zip(distinct, pool.map(self._compile, distinct.values()), strict=True))
+        return [reasons[_signature(launched)] for launched in launches]
 
     def _compile(self, launched: Launch) -> str | None:
         """Compile one launch; why it cannot be run."""
@@ -276,7 +288,9 @@ def _signature(launched: Launch) -> str:
             return tuple(kind(name, part) for part in value)
         return (value == 1, value % 16) if isinstance(value, int) and not name.isupper() else value
 
-    return repr((launched.config, [(name, kind(name, value)) for name, value in launched.arguments.items()]))
+    return repr(
+        (launched.name, launched.config, [(name, kind(name, value)) for name, value in launched.arguments.items()])
+    )
 
 
 def _prepare(workload: Workload, large: Workload, choices: list[Choice]) -> _Checked:

@@ -1,0 +1,46 @@
+"""What figures were measured on: device, driver, versions, commit and date."""
+
+from __future__ import annotations
+
+import subprocess
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def stamp(device: torch.device) -> dict[str, Any]:
+    """A stamp for figures of `device`."""
+    from septr_fast import backend, info
+
+    return {
+        "device": backend.device_name(device),
+        "capability": backend.capability(device),
+        "versions": info.versions(),
+        "commit": commit(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def commit(root: Path = ROOT) -> str:
+    """The checkout's commit by git, or as its folder `.git` tells it; "unknown" where neither does."""
+    describe = ["git", "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(describe, cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        pass
+    folder = root / ".git"
+    try:
+        head = (folder / "HEAD").read_text(encoding="utf-8").strip()
+        if not head.startswith("ref: "):
+            return head[:12]
+        name = head.removeprefix("ref: ")
+        if (folder / name).exists():
+            return (folder / name).read_text(encoding="utf-8").strip()[:12]
+        packed = (folder / "packed-refs").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return "unknown"
+    return next((line.split()[0][:12] for line in packed if line.endswith(f" {name}")), "unknown")
