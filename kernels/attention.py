@@ -13,8 +13,9 @@ head_dim)`, in any strides: the axis is a matter of strides, nothing is transpos
 token starts the streamed softmax as its first key, so 128 grid tokens are exactly one tile of 128. Its
 queries go through the same kernel, the heads of one key head standing in for the tokens.
 
-Saved for backward: the operands, the outputs and the log-sum-exp of every query (base 2, float32).
-With Δ_i = do_i · o_i and dS_ij = P_ij (do_i · v_j - Δ_i),
+Saved for backward: the operands, and of every query the log-sum-exp in two parts, the highest score and the
+sum of the exponentials less it: one number would lose the digits of large scores. With
+dP_ij = do_i · v_j, Δ_i = Σ_j P_ij dP_ij (not do_i · o_i, which has the rounding of o_i) and dS_ij = P_ij (dP_ij - Δ_i),
 
     dq_i = Σ_j dS_ij k_j,   dk_j = Σ_i dS_ij q_i,   dv_j = Σ_i P_ij do_i;
 
@@ -90,6 +91,13 @@ def inner_products(
 
 
 @triton.jit
+def load_source(source, offs_d, SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, EVEN: tl.constexpr):
+    """`load_tile` of tokens from their source (pointer, tokens, strides, number of tokens)."""
+    ptr, offs_m, strides, _ = source
+    return load_tile(ptr, offs_m, offs_d, strides[2], strides[4], SIZE, HEAD_DIM, EVEN)
+
+
+@triton.jit
 def load_slice(source, offs_d, HEAD_DIM: tl.constexpr):
     """Load the features `offs_d` of tokens from their source (pointer, tokens, strides, number of tokens)."""
     ptr, offs_m, strides, size = source
@@ -129,7 +137,7 @@ def axis_attention_fwd_kernel(
     """One program: `BLOCK_Q` queries of one head of one sequence against all its keys, with a streamed softmax.
 
     Strides are `(batch, row, token, head, dim)`; of the class token's key and value `(batch, head, dim)`; of
-    the log-sum-exp `(batch, row, token, head)`.
+    the log-sum-exp `(batch, row, token, head, part)`.
     """
     TILES: tl.constexpr = (QUERIES + BLOCK_Q - 1) // BLOCK_Q
     EVEN_Q: tl.constexpr = QUERIES % BLOCK_Q == 0 and HEAD_DIM == BLOCK_D
@@ -156,7 +164,7 @@ def axis_attention_fwd_kernel(
     cls_k = load_vector(cls_k_ptr, offs_d, cls_k_strides[2], HEAD_DIM, 0.0)
     cls_v = load_vector(cls_v_ptr, offs_d, cls_v_strides[2], HEAD_DIM, 0.0)
     # (BLOCK_Q,)
-    largest = tl.sum(q.to(tl.float32) * cls_k[None, :], 1) * LOG2E
+    largest = tl.sum(q.to(tl.float32) * cls_k[None, :], 1)
     total = tl.full((BLOCK_Q,), 1.0, tl.float32)
     # (BLOCK_Q, BLOCK_D)
     acc = tl.zeros((BLOCK_Q, BLOCK_D), tl.float32) + cls_v[None, :]
@@ -164,7 +172,7 @@ def axis_attention_fwd_kernel(
         # (BLOCK_K, BLOCK_D)
         k = load_tile(k_ptr, start + offs_k, offs_d, k_strides[2], k_strides[4], KEYS, HEAD_DIM, EVEN_K)
         # (BLOCK_Q, BLOCK_K)
-        scores = LOG2E * inner_products(
+        scores = inner_products(
             q,
             k,
             (q_ptr, offs_q, q_strides, QUERIES),
@@ -177,8 +185,8 @@ def axis_attention_fwd_kernel(
         if KEYS % BLOCK_K != 0:
             scores = tl.where((start + offs_k < KEYS)[None, :], scores, float("-inf"))
         new_largest = tl.maximum(largest, tl.max(scores, 1))
-        rescale = tl.exp2(largest - new_largest)
-        p = tl.exp2(scores - new_largest[:, None])
+        rescale = tl.exp2((largest - new_largest) * LOG2E)
+        p = tl.exp2((scores - new_largest[:, None]) * LOG2E)
         total = total * rescale + tl.sum(p, 1)
         largest = new_largest
         if SHARED:
@@ -198,7 +206,61 @@ def axis_attention_fwd_kernel(
         EVEN_Q,
     )
     lse_ptrs = lse_ptr + offs_q.to(tl.int64) * lse_strides[2]
-    tl.store(lse_ptrs, largest + tl.log2(total), mask=offs_q < QUERIES)
+    tl.store(lse_ptrs, largest, mask=offs_q < QUERIES)
+    tl.store(lse_ptrs + lse_strides[4], total, mask=offs_q < QUERIES)
+
+
+@triton.jit
+def load_lse(ptr, offs, stride_part, mask):
+    """Load the highest score and the factor of the exponentials less it, 0 where nothing is."""
+    highest = tl.load(ptr + offs, mask=mask, other=0.0)
+    total = tl.load(ptr + offs + stride_part, mask=mask, other=float("inf"))
+    return highest, 1.0 / total
+
+
+@triton.jit
+def weights_of(scores, highest, factor):
+    """The attention weights of scores; the statistics broadcast."""
+    return tl.exp2((scores - highest) * LOG2E) * factor
+
+
+@triton.jit
+def attention_and_gradient(
+    q,
+    grad,
+    highest,
+    factor,
+    q_source,
+    grad_source,
+    k_source,
+    v_source,
+    KEYS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    SHARED: tl.constexpr,
+    INPUT_PRECISION: tl.constexpr,
+):
+    """The attention of queries to a block of keys, zero to those that are none, its gradient, and the keys.
+
+    Sources as for `inner_products`.
+    """
+    offs_d = tl.arange(0, BLOCK_D)
+    EVEN: tl.constexpr = KEYS % BLOCK_K == 0 and HEAD_DIM == BLOCK_D
+    # (BLOCK_K, BLOCK_D)
+    k = load_source(k_source, offs_d, KEYS, HEAD_DIM, EVEN)
+    if SHARED:
+        v = k
+    else:
+        v = load_source(v_source, offs_d, KEYS, HEAD_DIM, EVEN)
+    # (BLOCK_Q, BLOCK_K)
+    scores = inner_products(q, k, q_source, k_source, HEAD_DIM, BLOCK_D, BLOCK_C, INPUT_PRECISION)
+    p = weights_of(scores, highest[:, None], factor[:, None])
+    if KEYS % BLOCK_K != 0:
+        p = tl.where((k_source[1] < KEYS)[None, :], p, 0.0)
+    dp = inner_products(grad, v, grad_source, v_source, HEAD_DIM, BLOCK_D, BLOCK_C, INPUT_PRECISION)
+    return p, dp, k
 
 
 @triton.jit
@@ -208,7 +270,6 @@ def axis_attention_bwd_query_kernel(
     v_ptr,
     cls_k_ptr,
     cls_v_ptr,
-    out_ptr,
     grad_ptr,
     lse_ptr,
     delta_ptr,
@@ -220,9 +281,9 @@ def axis_attention_bwd_query_kernel(
     v_strides,
     cls_k_strides,
     cls_v_strides,
-    out_strides,
     grad_strides,
     lse_strides,
+    delta_strides,
     grad_q_strides,
     rows,
     HEADS: tl.constexpr,
@@ -239,12 +300,11 @@ def axis_attention_bwd_query_kernel(
 ):
     """One program: the gradient of `BLOCK_Q` queries, their Δ, and their part of the class token's key and value.
 
-    Strides as in the forward kernel; `delta` has those of `lse`. The parts of the class token's key and value
+    Strides as in the forward kernel, of Δ `(batch, row, token, head)`. The parts of the class token's key and value
     are `(programs, HEAD_DIM)`, one where they are one tensor.
     """
     TILES: tl.constexpr = (QUERIES + BLOCK_Q - 1) // BLOCK_Q
     EVEN_Q: tl.constexpr = QUERIES % BLOCK_Q == 0 and HEAD_DIM == BLOCK_D
-    EVEN_K: tl.constexpr = KEYS % BLOCK_K == 0 and HEAD_DIM == BLOCK_D
     pid = tl.program_id(0)
     tile, head = pid % TILES, (pid // TILES) % HEADS
     sequence = pid // (TILES * HEADS)
@@ -253,10 +313,10 @@ def axis_attention_bwd_query_kernel(
     q_ptr += batch * q_strides[0] + row * q_strides[1] + head * q_strides[3]
     k_ptr += batch * k_strides[0] + row * k_strides[1] + key_head * k_strides[3]
     v_ptr += batch * v_strides[0] + row * v_strides[1] + key_head * v_strides[3]
-    out_ptr += batch * out_strides[0] + row * out_strides[1] + head * out_strides[3]
     grad_ptr += batch * grad_strides[0] + row * grad_strides[1] + head * grad_strides[3]
     grad_q_ptr += batch * grad_q_strides[0] + row * grad_q_strides[1] + head * grad_q_strides[3]
-    offset_lse = batch * lse_strides[0] + row * lse_strides[1] + head * lse_strides[3]
+    lse_ptr += batch * lse_strides[0] + row * lse_strides[1] + head * lse_strides[3]
+    delta_ptr += batch * delta_strides[0] + row * delta_strides[1] + head * delta_strides[3]
     cls_k_ptr += batch * cls_k_strides[0] + key_head * cls_k_strides[1]
     cls_v_ptr += batch * cls_v_strides[0] + key_head * cls_v_strides[1]
 
@@ -267,19 +327,89 @@ def axis_attention_bwd_query_kernel(
     cls_k = load_vector(cls_k_ptr, offs_d, cls_k_strides[2], HEAD_DIM, 0.0)
     cls_v = load_vector(cls_v_ptr, offs_d, cls_v_strides[2], HEAD_DIM, 0.0)
     # (BLOCK_Q,)
-    offs_lse = offset_lse + offs_q.to(tl.int64) * lse_strides[2]
-    lse = tl.load(lse_ptr + offs_lse, mask=offs_q < QUERIES, other=float("inf"))
+    offs_lse = offs_q.to(tl.int64) * lse_strides[2]
+    highest, factor = load_lse(lse_ptr, offs_lse, lse_strides[4], offs_q < QUERIES)
     # (BLOCK_Q, BLOCK_D)
     q = load_tile(q_ptr, offs_q, offs_d, q_strides[2], q_strides[4], QUERIES, HEAD_DIM, EVEN_Q)
-    # (BLOCK_Q,)
-    cls_p = tl.exp2(tl.sum(q.to(tl.float32) * cls_k[None, :], 1) * LOG2E - lse)
-    # (BLOCK_Q, BLOCK_D)
-    out = load_tile(out_ptr, offs_q, offs_d, out_strides[2], out_strides[4], QUERIES, HEAD_DIM, EVEN_Q)
     grad = load_tile(grad_ptr, offs_q, offs_d, grad_strides[2], grad_strides[4], QUERIES, HEAD_DIM, EVEN_Q)
     # (BLOCK_Q,)
-    delta = tl.sum(grad.to(tl.float32) * out.to(tl.float32), 1)
-    tl.store(delta_ptr + offs_lse, delta, mask=offs_q < QUERIES)
-    cls_ds = cls_p * (tl.sum(grad.to(tl.float32) * cls_v[None, :], 1) - delta)
+    cls_p = weights_of(tl.sum(q.to(tl.float32) * cls_k[None, :], 1), highest, factor)
+    cls_dp = tl.sum(grad.to(tl.float32) * cls_v[None, :], 1)
+    delta = cls_p * cls_dp
+    if KEYS <= BLOCK_K:
+        p, dp, k = attention_and_gradient(
+            q,
+            grad,
+            highest,
+            factor,
+            (q_ptr, offs_q, q_strides, QUERIES),
+            (grad_ptr, offs_q, grad_strides, QUERIES),
+            (k_ptr, 0 + offs_k, k_strides, KEYS),
+            (v_ptr, 0 + offs_k, v_strides, KEYS),
+            KEYS,
+            HEAD_DIM,
+            BLOCK_D,
+            BLOCK_K,
+            BLOCK_C,
+            SHARED,
+            INPUT_PRECISION,
+        )
+        delta += tl.sum(p * dp, 1)
+    else:
+        for start in range(0, KEYS, BLOCK_K):
+            p, dp, _ = attention_and_gradient(
+                q,
+                grad,
+                highest,
+                factor,
+                (q_ptr, offs_q, q_strides, QUERIES),
+                (grad_ptr, offs_q, grad_strides, QUERIES),
+                (k_ptr, start + offs_k, k_strides, KEYS),
+                (v_ptr, start + offs_k, v_strides, KEYS),
+                KEYS,
+                HEAD_DIM,
+                BLOCK_D,
+                BLOCK_K,
+                BLOCK_C,
+                SHARED,
+                INPUT_PRECISION,
+            )
+            delta += tl.sum(p * dp, 1)
+    tl.store(delta_ptr + offs_q.to(tl.int64) * delta_strides[2], delta, mask=offs_q < QUERIES)
+    cls_ds = cls_p * (cls_dp - delta)
+    # (BLOCK_D,)
+    cls_k = load_vector(cls_k_ptr, offs_d, cls_k_strides[2], HEAD_DIM, 0.0)
+    # (BLOCK_Q, BLOCK_D)
+    if KEYS <= BLOCK_K:
+        ds = p * (dp - delta[:, None])
+        grad_q = tl.dot(ds.to(k.dtype), k, input_precision=INPUT_PRECISION)
+        grad_q += cls_ds[:, None] * cls_k[None, :]
+    else:
+        grad_q = cls_ds[:, None] * cls_k[None, :]
+        for start in range(0, KEYS, BLOCK_K):
+            p, dp, k = attention_and_gradient(
+                q,
+                grad,
+                highest,
+                factor,
+                (q_ptr, offs_q, q_strides, QUERIES),
+                (grad_ptr, offs_q, grad_strides, QUERIES),
+                (k_ptr, start + offs_k, k_strides, KEYS),
+                (v_ptr, start + offs_k, v_strides, KEYS),
+                KEYS,
+                HEAD_DIM,
+                BLOCK_D,
+                BLOCK_K,
+                BLOCK_C,
+                SHARED,
+                INPUT_PRECISION,
+            )
+            ds = p * (dp - delta[:, None])
+            grad_q = tl.dot(ds.to(k.dtype), k, grad_q, input_precision=INPUT_PRECISION)
+    store_tile(grad_q_ptr, grad_q, offs_q, offs_d, grad_q_strides[2], grad_q_strides[4], QUERIES, HEAD_DIM, EVEN_Q)
+    # (BLOCK_Q, BLOCK_D), once more: held all the time they would not fit the registers
+    q = load_tile(q_ptr, offs_q, offs_d, q_strides[2], q_strides[4], QUERIES, HEAD_DIM, EVEN_Q)
+    grad = load_tile(grad_ptr, offs_q, offs_d, grad_strides[2], grad_strides[4], QUERIES, HEAD_DIM, EVEN_Q)
     # (BLOCK_D,)
     grad_cls_k = tl.sum(cls_ds[:, None] * q.to(tl.float32), 0)
     grad_cls_v = tl.sum(cls_p[:, None] * grad.to(tl.float32), 0)
@@ -289,55 +419,16 @@ def axis_attention_bwd_query_kernel(
     else:
         tl.store(grad_cls_k_ptr + offs_partial, grad_cls_k, mask=offs_d < HEAD_DIM)
         tl.store(grad_cls_v_ptr + offs_partial, grad_cls_v, mask=offs_d < HEAD_DIM)
-    # (BLOCK_Q, BLOCK_D)
-    grad_q = cls_ds[:, None] * cls_k[None, :]
-    for start in range(0, KEYS, BLOCK_K):
-        # (BLOCK_K, BLOCK_D)
-        k = load_tile(k_ptr, start + offs_k, offs_d, k_strides[2], k_strides[4], KEYS, HEAD_DIM, EVEN_K)
-        if SHARED:
-            v = k
-        else:
-            v = load_tile(v_ptr, start + offs_k, offs_d, v_strides[2], v_strides[4], KEYS, HEAD_DIM, EVEN_K)
-        # (BLOCK_Q, BLOCK_K)
-        scores = LOG2E * inner_products(
-            q,
-            k,
-            (q_ptr, offs_q, q_strides, QUERIES),
-            (k_ptr, start + offs_k, k_strides, KEYS),
-            HEAD_DIM,
-            BLOCK_D,
-            BLOCK_C,
-            INPUT_PRECISION,
-        )
-        p = tl.exp2(scores - lse[:, None])
-        if KEYS % BLOCK_K != 0:
-            p = tl.where((start + offs_k < KEYS)[None, :], p, 0.0)
-        dp = inner_products(
-            grad,
-            v,
-            (grad_ptr, offs_q, grad_strides, QUERIES),
-            (v_ptr, start + offs_k, v_strides, KEYS),
-            HEAD_DIM,
-            BLOCK_D,
-            BLOCK_C,
-            INPUT_PRECISION,
-        )
-        ds = p * (dp - delta[:, None])
-        grad_q = tl.dot(ds.to(k.dtype), k, grad_q, input_precision=INPUT_PRECISION)
-    store_tile(grad_q_ptr, grad_q, offs_q, offs_d, grad_q_strides[2], grad_q_strides[4], QUERIES, HEAD_DIM, EVEN_Q)
 
 
 @triton.jit
-def add_key_gradients(
-    scores, dp, q, grad, lse, delta, grad_k, grad_v, SHARED: tl.constexpr, INPUT_PRECISION: tl.constexpr
-):
+def add_key_gradients(p, dp, q, grad, delta, grad_k, grad_v, SHARED: tl.constexpr, INPUT_PRECISION: tl.constexpr):
     """Add what the queries of one tile contribute to the gradients of a tile of keys and values.
 
-    Shapes: scores and `dp` `(BLOCK_K, BLOCK_Q)`, queries `(BLOCK_Q, BLOCK_D)`, `lse` and `delta` `(BLOCK_Q,)`;
-    a query that is none has an infinite `lse`.
+    Shapes: the attention `p` and its gradient `dp` `(BLOCK_K, BLOCK_Q)`, queries `(BLOCK_Q, BLOCK_D)`, `delta`
+    `(BLOCK_Q,)`.
     """
     # (BLOCK_K, BLOCK_Q)
-    p = tl.exp2(scores * LOG2E - lse[None, :])
     ds = p * (dp - delta[None, :])
     # (BLOCK_K, BLOCK_D)
     grad_k = tl.dot(ds.to(q.dtype), q, grad_k, input_precision=INPUT_PRECISION)
@@ -370,6 +461,8 @@ def axis_attention_bwd_key_kernel(
     cls_grad_strides,
     lse_strides,
     cls_lse_strides,
+    delta_strides,
+    cls_delta_strides,
     grad_k_strides,
     grad_v_strides,
     rows,
@@ -401,10 +494,12 @@ def axis_attention_bwd_key_kernel(
     k_ptr += batch * k_strides[0] + row * k_strides[1] + key_head * k_strides[3]
     v_ptr += batch * v_strides[0] + row * v_strides[1] + key_head * v_strides[3]
     grad_ptr += batch * grad_strides[0] + row * grad_strides[1]
-    offset_lse = batch * lse_strides[0] + row * lse_strides[1]
+    lse_ptr += batch * lse_strides[0] + row * lse_strides[1]
+    delta_ptr += batch * delta_strides[0] + row * delta_strides[1]
     cls_q_ptr += batch * cls_q_strides[0] + row * cls_q_strides[1] + key_head * cls_q_strides[3]
     cls_grad_ptr += batch * cls_grad_strides[0] + row * cls_grad_strides[1] + key_head * cls_grad_strides[3]
-    offset_cls_lse = batch * cls_lse_strides[0] + row * cls_lse_strides[1] + key_head * cls_lse_strides[3]
+    cls_lse_ptr += batch * cls_lse_strides[0] + row * cls_lse_strides[1] + key_head * cls_lse_strides[3]
+    cls_delta_ptr += batch * cls_delta_strides[0] + row * cls_delta_strides[1] + key_head * cls_delta_strides[3]
     grad_k_ptr += batch * grad_k_strides[0] + row * grad_k_strides[1] + key_head * grad_k_strides[3]
     grad_v_ptr += batch * grad_v_strides[0] + row * grad_v_strides[1] + key_head * grad_v_strides[3]
 
@@ -421,9 +516,9 @@ def axis_attention_bwd_key_kernel(
     cls_q = load_tile(cls_q_ptr, offs_g, offs_d, cls_q_strides[2], cls_q_strides[4], GROUP, HEAD_DIM, False)
     cls_grad = load_tile(cls_grad_ptr, offs_g, offs_d, cls_grad_strides[2], cls_grad_strides[4], GROUP, HEAD_DIM, False)
     # (BLOCK_G,)
-    offs_cls_lse = offset_cls_lse + offs_g.to(tl.int64) * cls_lse_strides[2]
-    cls_lse = tl.load(cls_lse_ptr + offs_cls_lse, mask=offs_g < GROUP, other=float("inf"))
-    cls_delta = tl.load(cls_delta_ptr + offs_cls_lse, mask=offs_g < GROUP, other=0.0)
+    offs_cls_lse = offs_g.to(tl.int64) * cls_lse_strides[2]
+    cls_highest, cls_factor = load_lse(cls_lse_ptr, offs_cls_lse, cls_lse_strides[4], offs_g < GROUP)
+    cls_delta = load_vector(cls_delta_ptr, offs_g, cls_delta_strides[2], GROUP, 0.0)
     # (BLOCK_K, BLOCK_D)
     grad_k = tl.zeros((BLOCK_K, BLOCK_D), tl.float32)
     grad_v = grad_k
@@ -448,8 +543,9 @@ def axis_attention_bwd_key_kernel(
         BLOCK_C,
         INPUT_PRECISION,
     )
+    cls_p = weights_of(cls_scores, cls_highest[None, :], cls_factor[None, :])
     grad_k, grad_v = add_key_gradients(
-        cls_scores, cls_dp, cls_q, cls_grad, cls_lse, cls_delta, grad_k, grad_v, SHARED, INPUT_PRECISION
+        cls_p, cls_dp, cls_q, cls_grad, cls_delta, grad_k, grad_v, SHARED, INPUT_PRECISION
     )
     for step in range(0, GROUP * QUERY_TILES):
         head = key_head * GROUP + step // QUERY_TILES
@@ -459,9 +555,9 @@ def axis_attention_bwd_key_kernel(
         q = load_tile(head_q_ptr, offs_q, offs_d, q_strides[2], q_strides[4], LENGTH, HEAD_DIM, EVEN_Q)
         grad = load_tile(head_grad_ptr, offs_q, offs_d, grad_strides[2], grad_strides[4], LENGTH, HEAD_DIM, EVEN_Q)
         # (BLOCK_Q,)
-        offs_lse = offset_lse + head * lse_strides[3] + offs_q.to(tl.int64) * lse_strides[2]
-        lse = tl.load(lse_ptr + offs_lse, mask=offs_q < LENGTH, other=float("inf"))
-        delta = tl.load(delta_ptr + offs_lse, mask=offs_q < LENGTH, other=0.0)
+        offs_lse = head * lse_strides[3] + offs_q.to(tl.int64) * lse_strides[2]
+        highest, factor = load_lse(lse_ptr, offs_lse, lse_strides[4], offs_q < LENGTH)
+        delta = load_vector(delta_ptr + head * delta_strides[3], offs_q, delta_strides[2], LENGTH, 0.0)
         # (BLOCK_K, BLOCK_Q)
         scores = inner_products(
             k,
@@ -483,7 +579,8 @@ def axis_attention_bwd_key_kernel(
             BLOCK_C,
             INPUT_PRECISION,
         )
-        grad_k, grad_v = add_key_gradients(scores, dp, q, grad, lse, delta, grad_k, grad_v, SHARED, INPUT_PRECISION)
+        p = weights_of(scores, highest[None, :], factor[None, :])
+        grad_k, grad_v = add_key_gradients(p, dp, q, grad, delta, grad_k, grad_v, SHARED, INPUT_PRECISION)
     store_tile(grad_k_ptr, grad_k, offs_k, offs_d, grad_k_strides[2], grad_k_strides[4], LENGTH, HEAD_DIM, EVEN_K)
     if not SHARED:
         store_tile(grad_v_ptr, grad_v, offs_k, offs_d, grad_v_strides[2], grad_v_strides[4], LENGTH, HEAD_DIM, EVEN_K)

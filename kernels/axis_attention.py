@@ -61,8 +61,9 @@ def attend(operands: Operands, out: Tensor, cls_out: Tensor, lse: Tensor, cls_ls
         operands: what is read.
         out: written, `(batch, rows, length, heads, head_dim)`, any strides.
         cls_out: written, `(batch, rows, heads, head_dim)`, any strides.
-        lse: written, `(batch, rows, length, heads)`, float32, log-sum-exp of the scores to base 2.
-        cls_lse: written, `(batch, rows, heads)`, likewise.
+        lse: written, `(batch, rows, length, heads, 2)`, float32, any strides: the log-sum-exp of the scores in
+            two parts, the highest score and the sum of the exponentials less it.
+        cls_lse: written, `(batch, rows, heads, 2)`, likewise.
     """
     _forward("axis_attention_fwd", operands, operands.query, out, lse)
     attend_class_token(operands, cls_out, cls_lse)
@@ -75,8 +76,6 @@ def attend_class_token(operands: Operands, cls_out: Tensor, cls_lse: Tensor) -> 
 
 def attend_backward(
     operands: Operands,
-    out: Tensor,
-    cls_out: Tensor,
     lse: Tensor,
     cls_lse: Tensor,
     grad_out: Tensor,
@@ -89,12 +88,10 @@ def attend_backward(
 
     Args:
         operands: what `attend` read.
-        out: what it wrote.
-        cls_out: likewise.
-        lse: likewise.
+        lse: what it wrote.
         cls_lse: likewise.
-        grad_out: gradient of `out`, any strides.
-        grad_cls_out: gradient of `cls_out`, any strides.
+        grad_out: gradient of its `out`, any strides.
+        grad_cls_out: gradient of its `cls_out`, any strides.
         grad_query: written, like `query`, any strides.
         grad_key: written, like `key`; the gradients of keys and values where they are one tensor.
         grad_value: written, like `value`, or None.
@@ -104,14 +101,14 @@ def attend_backward(
     """
     heads, head_dim = operands.query.shape[3:]
     batch, rows = operands.key.shape[:2]
-    delta, cls_delta = torch.empty_like(lse), torch.empty_like(cls_lse)
-    grad_cls_query = torch.empty(batch, rows, heads, head_dim, dtype=torch.float32, device=out.device)
-    body = _query_backward("axis_attention_bwd_query", operands, operands.query, out, grad_out, lse, delta, grad_query)
+    delta, cls_delta = torch.empty_like(lse[..., 0]), torch.empty_like(cls_lse[..., 0])
+    grad_cls_query = torch.empty(batch, rows, heads, head_dim, dtype=torch.float32, device=lse.device)
+    body = _query_backward("axis_attention_bwd_query", operands, operands.query, grad_out, lse, delta, grad_query)
     front = _query_backward(
         "class_query_bwd",
         operands,
         operands.cls_queries,
-        *(operands.grouped(x) for x in (cls_out, grad_cls_out, cls_lse, cls_delta, grad_cls_query)),
+        *(operands.grouped(x) for x in (grad_cls_out, cls_lse, cls_delta, grad_cls_query)),
     )
     _key_backward(operands, grad_out, grad_cls_out, lse, cls_lse, delta, cls_delta, grad_key, grad_value)
     grad_cls_key, grad_cls_value = (one + other for one, other in zip(body, front, strict=True))
@@ -142,7 +139,6 @@ def _query_backward(
     name: str,
     operands: Operands,
     query: Tensor,
-    out: Tensor,
     grad: Tensor,
     lse: Tensor,
     delta: Tensor,
@@ -150,11 +146,10 @@ def _query_backward(
 ) -> tuple[Tensor, Tensor]:
     """Write `delta` and `grad_query`; return what these queries give the class token's key and value."""
     batch, rows, queries, heads, head_dim = query.shape
-    assert delta.stride() == lse.stride()
     arguments = {**_keys(operands, heads), "rows": rows, "QUERIES": queries, "HEAD_DIM": head_dim}
-    arguments |= {"q_ptr": query, "q_strides": query.stride(), "out_ptr": out, "out_strides": out.stride()}
+    arguments |= {"q_ptr": query, "q_strides": query.stride()}
     arguments |= {"grad_ptr": grad, "grad_strides": grad.stride()}
-    arguments |= {"lse_ptr": lse, "lse_strides": lse.stride(), "delta_ptr": delta}
+    arguments |= {"lse_ptr": lse, "lse_strides": lse.stride(), "delta_ptr": delta, "delta_strides": delta.stride()}
     arguments |= {"grad_q_ptr": grad_query, "grad_q_strides": grad_query.stride()}
     config = _config(name, operands, query)
     tiles = launch.ceil_div(queries, config.tiles["BLOCK_Q"])
@@ -162,7 +157,8 @@ def _query_backward(
         2 - arguments["SHARED"], batch, rows * heads * tiles, head_dim, dtype=torch.float32, device=query.device
     )
     arguments |= {"grad_cls_k_ptr": partial[0], "grad_cls_v_ptr": partial[-1]}
-    products = _products(3, query, operands.key, config)
+    resident = operands.key.shape[2] <= config.tiles["BLOCK_K"]
+    products = _products(3 if resident else 5, query, operands.key, config)
     launch.launch(
         name,
         axis_attention_bwd_query_kernel,
@@ -194,8 +190,6 @@ def _key_backward(
         operands.cls_queries,
         *(operands.grouped(x) for x in (cls_grad, cls_lse, cls_delta)),
     )
-    assert delta.stride() == lse.stride()
-    assert cls_delta.stride() == cls_lse.stride()
     grad_values = grad_key if grad_value is None else grad_value
     batch, rows, length, key_heads, head_dim = key.shape
     group = query.shape[3] // key_heads
@@ -203,6 +197,7 @@ def _key_backward(
     config = _config("axis_attention_bwd_key", operands, query)
     arguments: dict[str, Any] = {"lse_ptr": lse, "cls_lse_ptr": cls_lse, "delta_ptr": delta}
     arguments |= {"cls_delta_ptr": cls_delta, "lse_strides": lse.stride(), "cls_lse_strides": cls_lse.stride()}
+    arguments |= {"delta_strides": delta.stride(), "cls_delta_strides": cls_delta.stride()}
     strided = {"q": query, "k": key, "v": value, "cls_q": cls_query, "grad": grad, "cls_grad": cls_grad}
     for name, tensor in {**strided, "grad_k": grad_key, "grad_v": grad_values}.items():
         arguments |= {f"{name}_ptr": tensor, f"{name}_strides": tensor.stride()}
@@ -291,8 +286,8 @@ def axis_attention(
 
     Returns:
         The output `(batch, height, width, heads * head_dim)`, that of the class token in every sequence
-        `(batch, rows, heads * head_dim)`, and the log-sum-exp of their scores to base 2 in float32,
-        `(batch, rows, heads, length)` and `(batch, rows, heads)`, through which no gradient flows.
+        `(batch, rows, heads * head_dim)`, and the log-sum-exp of their scores in the two parts of `attend`,
+        float32, `(batch, rows, heads, length, 2)` and `(batch, rows, heads, 2)`, through which no gradient flows.
 
     Raises:
         ValueError: where a shape does not fit, naming the argument.
@@ -313,8 +308,6 @@ def axis_attention_backward(
     cls_query: Tensor,
     cls_key: Tensor,
     cls_value: Tensor | None,
-    out: Tensor,
-    cls_out: Tensor,
     lse: Tensor,
     cls_lse: Tensor,
     heads: int,
@@ -327,8 +320,6 @@ def axis_attention_backward(
     grad_value = None if value is None else _empty_like(value)
     grad_cls = attend_backward(
         operands,
-        _per_head(out, heads, axis),
-        cls_out.unflatten(2, (heads, -1)),
         lse.transpose(2, 3),
         cls_lse,
         _per_head(grad_out, heads, axis),
@@ -391,8 +382,8 @@ def _outputs(query: Tensor, cls_query: Tensor, heads: int, axis: str) -> tuple[T
     return (
         _empty_like(query),
         cls_query.new_empty(batch, rows, features),
-        query.new_empty(batch, rows, heads, length, dtype=torch.float32),
-        query.new_empty(batch, rows, heads, dtype=torch.float32),
+        query.new_empty(batch, rows, heads, length, 2, dtype=torch.float32),
+        query.new_empty(batch, rows, heads, 2, dtype=torch.float32),
     )
 
 
@@ -435,7 +426,7 @@ def _(
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *tensors, ctx.heads, ctx.axis = inputs
     ctx.mark_non_differentiable(*output[2:])
-    ctx.save_for_backward(*tensors, *output)
+    ctx.save_for_backward(*tensors, *output[2:])
 
 
 def _differentiate(ctx: Any, grad_out: Tensor, grad_cls_out: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -457,7 +448,10 @@ def axis_attention_flops(query: Any, key: Any, value: Any, cls_query: Any, *args
 
 @register_flop_formula(torch.ops.septr_fast.axis_attention_backward)
 def axis_attention_backward_flops(grad_out: Any, *args: Any, **_: Any) -> int:
-    """Seven products: the scores and the gradient of the attention twice, and three gradients."""
+    """Seven products: the scores and the gradient of the attention twice, and three gradients.
+
+    Where the keys of a sequence are more than a tile the first two are done once more, for Δ.
+    """
     heads, axis = args[-2:]
     return _flops(grad_out, heads, axis, products=7)
 

@@ -224,7 +224,7 @@ def _attend_class_token(hat: Tensor, cls_hat: Tensor, cls_projected: Tensor, set
     samples, rows = hat.shape[:2]
     cls_query, cls_key, _ = _split(cls_projected, cls_hat, settings)
     attended = cls_projected.new_empty(samples, rows, *cls_query.shape[1:])
-    lse = torch.empty(attended.shape[:3], dtype=torch.float32, device=hat.device)
+    lse = torch.empty(*attended.shape[:3], 2, dtype=torch.float32, device=hat.device)
     key = hat.unsqueeze(-2)
     attend_class_token(Operands(key, key, None, cls_query, cls_key, None), attended, lse)
     return attended.flatten(2)
@@ -239,8 +239,8 @@ def _attend(hat: Tensor, cls_hat: Tensor, cls_projected: Tensor, weights: Weight
     heads, head_dim = query.shape[3:]
     attended = projected.new_empty(samples * rows * (length + 1), heads * head_dim)
     body, front = (view.unflatten(-1, (heads, head_dim)) for view in parts(attended, hat.shape))
-    lse = torch.empty(samples, rows, heads, length, dtype=torch.float32, device=hat.device).transpose(2, 3)
-    cls_lse = torch.empty(samples, rows, heads, dtype=torch.float32, device=hat.device)
+    lse = torch.empty(samples, rows, heads, length, 2, dtype=torch.float32, device=hat.device).transpose(2, 3)
+    cls_lse = torch.empty(samples, rows, heads, 2, dtype=torch.float32, device=hat.device)
     operands = Operands(query, key, value, cls_query, cls_key, cls_value)
     attend(operands, body, front, lse, cls_lse)
     return _Chunk(hat, operands, attended, body, front, lse, cls_lse)
@@ -266,8 +266,6 @@ def _attend_backward(
     grad_query, grad_key, grad_value = _split(grad_projected, grad_hat, settings)
     grad_cls = attend_backward(
         operands,
-        computed.out,
-        computed.cls_out,
         computed.lse,
         computed.cls_lse,
         grad_out,

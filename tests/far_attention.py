@@ -19,6 +19,10 @@ FAR = 2**31 + 2**16
 """Elements between the first and the last place of the dimension that is spread out."""
 
 
+PART = "part"
+"""Of the log-sum-exp."""
+
+
 class Arena:
     """Memory of one dtype for tensors with the dimension `spread`, if any, spread out over 2³¹ elements."""
 
@@ -50,11 +54,11 @@ def run(sizes: dict[str, int], spread: str | None, device: str) -> list[Tensor]:
     arena, statistics = Arena(spread, torch.float16, device), Arena(spread, torch.float32, device)
     operands = Operands(*(arena.normal(names, sizes) for names in (GRID,) * 3 + (PER_SAMPLE,) * 3))
     out, cls_out = (arena.empty(names, sizes) for names in (GRID, PER_ROW))
-    lse, cls_lse = (statistics.empty(names[:-1], sizes) for names in (GRID, PER_ROW))
+    lse, cls_lse = (statistics.empty((*names[:-1], PART), {**sizes, PART: 2}) for names in (GRID, PER_ROW))
     attend(operands, out, cls_out, lse, cls_lse)
     grads = [arena.normal(names, sizes) for names in (GRID, PER_ROW)]
     written = [arena.empty(GRID, sizes) for _ in range(3)]
-    of_class = attend_backward(operands, out, cls_out, lse.contiguous(), cls_lse.contiguous(), *grads, *written)
+    of_class = attend_backward(operands, lse, cls_lse, *grads, *written)
     return [out, cls_out, lse, cls_lse, *written, *of_class]
 
 
