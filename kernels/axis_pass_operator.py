@@ -87,11 +87,11 @@ def axis_pass_backward(
     mlp_eps: float,
     axis: str,
 ) -> list[Tensor]:
-    """Gradients of `axis_pass` in its tensors, in their order, without those that are None."""
+    """Contiguous gradients of `axis_pass` in its tensors, in their order, without those that are None."""
     weights = Weights(query_weight, query_bias, out_weight, out_bias, hidden_weight, hidden_bias, mlp_weight, mlp_bias)
     settings = Settings(heads, merged, attention_eps, mlp_eps, axis)
     *gradients, sums = backward(grad_out, grad_cls_out, grid, cls_token, pos, weights, settings, middle, cls_middle)
-    return [*gradients, *(total.to(weights.dtype) for total in sums.values())]
+    return [gradient.contiguous() for gradient in (*gradients, *(total.to(weights.dtype) for total in sums.values()))]
 
 
 @axis_pass.register_fake

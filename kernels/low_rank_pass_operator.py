@@ -108,11 +108,11 @@ def low_rank_pass_backward(
     axis: str,
     pixels_gradient: bool,
 ) -> list[Tensor]:
-    """Gradients of `low_rank_pass` in its tables, in their order, behind that of the pixels if asked for."""
+    """Contiguous gradients of `low_rank_pass` in its tables, in their order, behind that of the pixels if asked for."""
     grad_pixels, sums = backward(
         grad_out, grad_cls_out, pixels, _tables(*tables), eps, axis, middle, cls_middle, pixels_gradient
     )
-    of_tables = [total.to(tensor.dtype) for total, tensor in zip(sums.values(), tables, strict=True)]
+    of_tables = [total.to(tensor.dtype).contiguous() for total, tensor in zip(sums.values(), tables, strict=True)]
     return of_tables if grad_pixels is None else [grad_pixels, *of_tables]
 
 
