@@ -14,12 +14,31 @@ STAGES = (1, 2, 3, 4)
 LEAST_CHUNK, LARGEST_CHUNK = 4, 1024
 """Megabytes."""
 
+ACCUMULATED = ("BLOCK_M", "BLOCK_Q")
+"""Tiles that are the rows of sums in registers."""
+MOST_ACCUMULATED = 128
+"""Registers of a thread that such sums may fill."""
+
 OF_PASSES = ("chunk", "attention_form")
 """Choices that are no kernel's: they have tiles alone, and are measured on whole passes."""
 
 
-def neighbours(config: Config) -> Iterator[Config]:
-    """Configurations with one tile, the warps or the stages of `config` one step up or down."""
+def neighbours(config: Config, width: int = 1) -> Iterator[Config]:
+    """Configurations with one tile, the warps or the stages of `config` one step up or down.
+
+    Args:
+        config: where to start.
+        width: features of a tile; where so many rows of them fill the registers, compiling takes minutes.
+    """
+    return (one for one in _beside_each(config) if _fits(one, width))
+
+
+def _fits(config: Config, width: int) -> bool:
+    rows = max(config.tiles.get(name, 0) for name in ACCUMULATED)
+    return rows * width <= MOST_ACCUMULATED * 32 * config.warps
+
+
+def _beside_each(config: Config) -> Iterator[Config]:
     for tiles in _tiles(config.tiles):
         yield replace(config, tiles=tiles)
     if config.tiles.keys() & {"MIB", "FUSED"}:

@@ -133,7 +133,7 @@ class Tuner:
         seen = {self._fitted(choice, shipped)}
         while True:
             round_start = found.best
-            step = [config for config in neighbours(round_start) if self._is_new(choice, config, seen)]
+            step = [config for config in neighbours(round_start, choice.width) if self._is_new(choice, config, seen)]
             for config, reason in self._compiled(choice, step[: self.most - found.tried]):
                 if time.monotonic() > min(deadline, self.deadline):
                     return found

@@ -1,4 +1,4 @@
-"""Passes forward and backward on random tokens: what launch configurations are measured and checked on."""
+"""Passes in inference and in training on random tokens: what launch configurations are measured and checked on."""
 
 from __future__ import annotations
 
@@ -59,8 +59,13 @@ class Workload:
         return PASSES[self.formulation]
 
     def run(self, backend: str = "triton") -> dict[str, Tensor]:
-        """Results and gradients by name, from gradients of the results that every dtype holds exactly."""
+        """Results in inference and in training, and gradients, by name.
+
+        The gradients of the results are such that every dtype holds them exactly.
+        """
         operands = self._operands()
+        with torch.no_grad():
+            inferred = {f"{name} in inference": x for name, x in self._with(operands)._forward(backend).items()}
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in operands.items()}
         results = self._with(leaves)._forward(backend)
         generator = torch.Generator(self.tokens.device).manual_seed(1)
@@ -70,7 +75,7 @@ class Workload:
         ]
         gradients = torch.autograd.grad(list(results.values()), list(leaves.values()), directions, allow_unused=True)
         found = {f"gradient of {name}": x for name, x in zip(leaves, gradients, strict=True) if x is not None}
-        return {**{name: x.detach() for name, x in results.items()}, **found}
+        return {**inferred, **{name: x.detach() for name, x in results.items()}, **found}
 
     def exact(self) -> dict[str, Tensor]:
         """What `run` should give, computed in float64 on plain PyTorch."""

@@ -147,6 +147,12 @@ def test_neighbours_differ_in_one_respect() -> None:
     assert [one.tiles for one in neighbours(Config({"FUSED": 0}, 1, 1))] == [{"FUSED": 1}]
 
 
+def test_sums_stay_within_the_registers() -> None:
+    config = Config({"BLOCK_M": 128, "BLOCK_H": 64}, 8, 2)
+    found = {(one.tiles["BLOCK_M"], one.warps) for one in neighbours(config, 256)}
+    assert found == {(64, 8), (128, 8), (128, 16)}
+
+
 DRAWN = {
     f"{one.formulation}, {one.shape.axis}": one
     for one in workloads(SIZES, [torch.float32], batch=2, device=CPU)
