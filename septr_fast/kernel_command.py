@@ -74,7 +74,8 @@ def _recorded(archs: Sequence[int], dtypes: Sequence[str]) -> list[Any]:
             dtype, float32_precision = DTYPES[name]
             torch.set_float32_matmul_precision(float32_precision)
             for model, config in MODELS.items():
-                recorded += [(Case(model, name, arch), launches(config, dtype, arch)) for arch in archs]
+                mixed = model == "default"
+                recorded += [(Case(model, name, arch), launches(config, dtype, arch, mixed=mixed)) for arch in archs]
     finally:
         torch.set_float32_matmul_precision(precision)
     return recorded

@@ -38,20 +38,23 @@ MODELS: dict[str, dict[str, Any]] = {
 BATCH = 8
 
 
-def launches(config: Mapping[str, Any], dtype: torch.dtype, arch: int, batch: int = BATCH) -> list[Launch]:
+def launches(
+    config: Mapping[str, Any], dtype: torch.dtype, arch: int, batch: int = BATCH, mixed: bool = True
+) -> list[Launch]:
     """The launches of steps of training and of passes without gradients.
 
-    Where products are in 16 bits the model is run with a residual stream in `dtype`, and with one in float32
-    as under autocast. Attention is run in every form that the tables hold, chosen or not.
+    Where products are in 16 bits the model is run with a residual stream in `dtype` and, if `mixed`, with one in
+    float32 as under autocast. Attention is run in every form that the tables hold, chosen or not.
 
     Args:
         config: constructor arguments of `SepTr`.
         dtype: of the products.
         arch: compute capability.
         batch: number of spectrograms.
+        mixed: whether to run it with a residual stream in float32 too.
     """
     with launch.record(arch) as recorded, _OwnImplementations():  # type: ignore[no-untyped-call]
-        for residual_dtype in dict.fromkeys((dtype, torch.float32)):
+        for residual_dtype in dict.fromkeys((dtype, torch.float32) if mixed else (dtype,)):
             with torch.device("meta"):
                 model = SepTr(**config).to(residual_dtype)
             for form in _attention_forms(arch, dtype, model.blocks[0].dim):
