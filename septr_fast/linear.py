@@ -38,18 +38,21 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _runs_on_onednn(x: Tensor, weight: Tensor) -> bool:
-    """Whether the product is large, in float32 on a CPU, and no transform or tracer looks on."""
+    """Whether the product is large, in float32 on a CPU, and no transform or tracer looks on.
+
+    Tracers come first: to one of them a comparison of sizes is a limit to the batch.
+    """
     return (
         _HAS_ONEDNN
+        and not torch.compiler.is_compiling()
+        and not torch._C._get_tracing_state()
+        and not torch._C._are_functorch_transforms_active()
         and x.dtype == torch.float32
         and x.device.type == "cpu"
         and x.dim() > 1
         and x.numel() > 0
         and x.numel() * weight.shape[0] >= _LEAST_PRODUCTS
         and min(weight.shape) >= 16
-        and not torch.compiler.is_compiling()
-        and not torch._C._get_tracing_state()
-        and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0
     )
 
