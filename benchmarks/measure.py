@@ -19,14 +19,14 @@ def saved_bytes(model: nn.Module, x: Tensor) -> int:
     Counted by hooks on saved tensors. What `torch.utils.checkpoint` holds to recompute from is out of
     their sight: see `held_bytes`.
     """
-    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    parameters = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     sizes: dict[int, int] = {}
     kept = []
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            sizes[storage.data_ptr()] = storage.nbytes()
+        if storage._cdata not in parameters:
+            sizes[storage._cdata] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
