@@ -93,7 +93,7 @@ def forward(
         kept = None if middle is None else along(middle, axis)[chunk]
         add_mlp(tokens, tables.token_bias[1:], branch, tables.layers, eps, kept, along(out, axis)[chunk])
     kept = None if cls_middle is None else cls_middle.unsqueeze(2)
-    nothing = out.new_zeros(1).expand(batch, count, 1, dim)
+    nothing = out.new_zeros(dim).expand(batch, count, 1, dim)
     add_mlp(nothing, tables.token_bias[:1], cls_branch.unsqueeze(2), tables.layers, eps, kept, cls_out.unsqueeze(2))
     return out, cls_out, middle, cls_middle
 
