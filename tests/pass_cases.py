@@ -130,7 +130,7 @@ def draw(
     compute: torch.dtype | None = None,
     *,
     scale: float = 1.0,
-    shape: tuple[int, int, int] = (2, 3, 11),
+    shape: tuple[int, int, int] = (2, 2, 13),
     heads: int = 2,
     dim_head: int = 12,
     dim: int = 24,

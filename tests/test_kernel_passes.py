@@ -110,11 +110,10 @@ def test_merged_without_a_projection_of_the_output(device: torch.device) -> None
     assert_all_as_good(found, *({name: x for name, x in each.items() if name in found} for each in expected))
 
 
-@pytest.mark.parametrize("axis", ["height", "width"])
 @ONE_OF_EACH
-def test_one_row_at_a_time(form: dict[str, Any], axis: str, device: torch.device) -> None:
+def test_one_row_at_a_time(form: dict[str, Any], device: torch.device) -> None:
     with launch.override({"chunk": launch.Config({"MIB": 0})}):
-        check(draw(form, axis, device, shape=(2, 2, 11)))
+        check(draw(form, "height", device))
 
 
 @ONE_OF_EACH
@@ -125,7 +124,7 @@ def test_two_samples_at_a_time(form: dict[str, Any], device: torch.device, monke
 
     for module in (axis_pass, low_rank_pass):
         monkeypatch.setattr(module, "chunks", two_samples)
-    check(draw(form, "width", device, shape=(3, 2, 11)))
+    check(draw(form, "width", device, shape=(3, 2, 7)))
 
 
 @pytest.mark.parametrize("mib", [0, 1, 5, 128])
@@ -144,7 +143,7 @@ def test_chunks_cover_every_row_once(shape: tuple[int, int, int], mib: int) -> N
 
 
 @pytest.mark.parametrize("layout", ["transposed", "sliced", "expanded"])
-@WITH_CLASS_ONLY
+@ONE_OF_EACH
 def test_any_strides(form: dict[str, Any], layout: str, device: torch.device) -> None:
     """Of the grid, the class token, the positions, the weights and the gradients of the results."""
     case = draw(form, "width", device)
@@ -182,7 +181,7 @@ def test_same_bits_whatever_memory_holds_and_nothing_else_changes(form: dict[str
     form = dict(form)
     kept = Kept()
     with fused(form.pop("fused", False)):
-        case = draw(form, "width", device, shape=(2, 2, 7))
+        case = draw(form, "width", device, shape=(1, 2, 7))
         before = case.changed(Tensor.clone)
         gradients = case.output_gradients()
         given = {name: x.clone() for name, x in gradients.items()}
