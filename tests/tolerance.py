@@ -36,15 +36,18 @@ def shortfall(result: Tensor, plain: Tensor, oracle: Tensor) -> str | None:
         return f"{int((~torch.isfinite(error)).sum())} of {error.numel()} values are not finite"
     unit = last_place(oracle.abs().max().item(), result.dtype)
     mean_factor = 2.0 if result.dtype == torch.float32 else 1.1
-    limits = {"largest": 2 * plain_error.max().item() + unit, "mean": mean_factor * plain_error.mean().item() + unit / 32}
+    limits = {
+        "largest": 2 * plain_error.max().item() + unit,
+        "mean": mean_factor * plain_error.mean().item() + unit / 32,
+    }
     found = {"largest": error.max().item(), "mean": error.mean().item()}
-    worse = [f"{name} error {found[name]:.3g}, allowed {limits[name]:.3g}" for name in limits if found[name] > limits[name]]
+    worse = [
+        f"{name} error {found[name]:.3g}, allowed {limits[name]:.3g}" for name in limits if found[name] > limits[name]
+    ]
     return "; ".join(worse) or None
 
 
-def assert_as_good(
-    results: Mapping[str, Tensor], plain: Mapping[str, Tensor], oracle: Mapping[str, Tensor]
-) -> None:
+def assert_as_good(results: Mapping[str, Tensor], plain: Mapping[str, Tensor], oracle: Mapping[str, Tensor]) -> None:
     """Compare results and gradients by name; see `shortfall`."""
     assert results.keys() == plain.keys() == oracle.keys()
     found = {name: shortfall(results[name], plain[name], oracle[name]) for name in results}
