@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import importlib.util
 import logging
@@ -11,6 +12,7 @@ import subprocess
 from pathlib import Path
 
 import torch
+from torch.autograd import forward_ad
 
 import septr_fast.kernels as kernels
 
@@ -74,11 +76,9 @@ def why_not_triton(pass_name: str, device: torch.device) -> str | None:
     """The reason why `pass_name` cannot run on Triton kernels for tensors on `device`; None if it can."""
     if pass_name not in kernels.PASSES:
         return f"this version of septr_fast has no Triton kernel for {pass_name}"
-    if importlib.util.find_spec("triton") is None:
-        return "the package triton is not installed"
-    version = importlib.metadata.version("triton")
-    if tuple(int(part) for part in version.split(".")[:2]) < LEAST_TRITON:
-        return f"Triton kernels need triton {'.'.join(map(str, LEAST_TRITON))} or newer, got {version}"
+    missing = _why_no_triton()
+    if missing is not None:
+        return missing
     if interprets() or device.type == "meta":
         return None
     if device.type != "cuda":
@@ -89,6 +89,28 @@ def why_not_triton(pass_name: str, device: torch.device) -> str | None:
     if capability < kernels.LEAST_CAPABILITY:
         least, found = (".".join(map(str, pair)) for pair in (kernels.LEAST_CAPABILITY, capability))
         return f"Triton kernels need compute capability {least}, got {found}"
+    return None
+
+
+@functools.cache
+def _why_no_triton() -> str | None:
+    """What is wrong with the installation of Triton, looked up once."""
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    version = importlib.metadata.version("triton")
+    if tuple(int(part) for part in version.split(".")[:2]) < LEAST_TRITON:
+        return f"Triton kernels need triton {'.'.join(map(str, LEAST_TRITON))} or newer, got {version}"
+    return None
+
+
+def _why_not_now() -> str | None:
+    """What is going on that the operators take no part in."""
+    if torch.compiler.is_compiling():
+        return None
+    if torch._C._are_functorch_transforms_active():
+        return "the operators on Triton kernels have no rules for the transforms of torch.func"
+    if forward_ad._current_level >= 0:
+        return "the operators on Triton kernels have no forward-mode derivative"
     return None
 
 
@@ -108,7 +130,7 @@ def choose(backend: str, pass_name: str, device: torch.device, limit: str | None
     """
     if check_name(backend) == "torch" or (backend == "auto" and device.type != "cuda"):
         return "torch"
-    reason = limit or why_not_triton(pass_name, device)
+    reason = limit or _why_not_now() or why_not_triton(pass_name, device)
     if reason is None:
         return "triton"
     if backend == "triton":

@@ -43,11 +43,14 @@ def test_reasons_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(kernels, "PASSES", frozenset({"axis_pass"}))
     assert "no Triton kernel for low_rank_pass" in str(backend.why_not_triton("low_rank_pass", CUDA))
+    backend._why_no_triton.cache_clear()
     monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None)
     assert backend.why_not_triton("axis_pass", CUDA) == "the package triton is not installed"
+    backend._why_no_triton.cache_clear()
     monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(backend.importlib.metadata, "version", lambda name: "3.5.1")
     assert backend.why_not_triton("axis_pass", CUDA) == "Triton kernels need triton 3.6 or newer, got 3.5.1"
+    backend._why_no_triton.cache_clear()
     monkeypatch.setattr(backend.importlib.metadata, "version", lambda name: "3.10.0+git1")
     assert "need a CUDA device" in str(backend.why_not_triton("axis_pass", CPU))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -60,6 +63,24 @@ def test_reasons_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     assert backend.why_not_triton("axis_pass", CUDA) is None
     assert backend.choose("auto", "axis_pass", CUDA) == "triton"
     assert backend.choose("auto", "axis_pass", CUDA, "a reason") == "torch"
+    backend._why_no_triton.cache_clear()
+
+
+def test_transforms_run_on_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "why_not_triton", lambda name, device: None)
+    chosen = []
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        chosen.append(backend.choose("auto", "axis_pass", CUDA))
+        return x.sin()
+
+    x = torch.ones(3)
+    torch.func.vmap(function)(x)
+    torch.func.grad(lambda x: function(x).sum())(x)
+    with torch.autograd.forward_ad.dual_level():
+        function(x)
+    function(x)
+    assert chosen == ["torch", "torch", "torch", "triton"]
 
 
 @pytest.mark.parametrize(
