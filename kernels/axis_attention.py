@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from . import launch
-from .attention import axis_attention_bwd_key_kernel, axis_attention_bwd_query_kernel, axis_attention_fwd_kernel
+from .attention import axis_attention_fwd_kernel
+from .attention_backward import axis_attention_bwd_key_kernel, axis_attention_bwd_query_kernel
 from .operators import along, refuse_second_derivative
 
 
