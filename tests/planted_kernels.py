@@ -104,7 +104,7 @@ def identities() -> dict[str, str]:
 def report(launches: list[Launch], cache: Path, *, as_json: bool) -> tuple[int, str]:
     """The report's exit status and output for a model that makes these launches."""
     kernel_launches.MODELS = {"default": {}}
-    kernel_launches.launches = lambda config, dtype, arch: launches
+    kernel_launches.launches = lambda config, dtype, arch, **_: launches
     with contextlib.redirect_stdout(io.StringIO()) as text:
         status = kernel_command.run(ARCHITECTURES, ["bfloat16"], as_json=as_json, cache=cache, jobs=2)
     return status, text.getvalue()
