@@ -75,12 +75,12 @@ ATTENTION: tuple[Row, ...] = (
     Row("class_query_fwd", ALL, 2, 256, {"BLOCK_Q": 16, "BLOCK_K": 64, "BLOCK_C": 256}, 4, 1),
     Row("class_query_fwd", ALL, 4, 256, {"BLOCK_Q": 16, "BLOCK_K": 32, "BLOCK_C": 32}, 4, 1),
     Row("class_query_bwd", ALL, 2, 256, {"BLOCK_Q": 16, "BLOCK_K": 64, "BLOCK_C": 256}, 4, 1),
-    Row("class_query_bwd", ALL, 4, 64, {"BLOCK_Q": 16, "BLOCK_K": 16, "BLOCK_C": 32}, 4, 1),
+    Row("class_query_bwd", ALL, 4, 64, {"BLOCK_Q": 16, "BLOCK_K": 32, "BLOCK_C": 32}, 8, 1),
     Row("class_query_bwd", ALL, 4, 256, {"BLOCK_Q": 16, "BLOCK_K": 32, "BLOCK_C": 32}, 4, 1),
     Row("class_query_fwd_direct", ALL, 2, 256, {"BLOCK_Q": 16, "BLOCK_K": 64, "BLOCK_C": 256}, 4, 1),
     Row("class_query_fwd_direct", ALL, 4, 256, {"BLOCK_Q": 16, "BLOCK_K": 32, "BLOCK_C": 32}, 4, 1),
     Row("class_query_bwd_direct", ALL, 2, 256, {"BLOCK_Q": 16, "BLOCK_K": 32, "BLOCK_C": 256}, 4, 1),
-    Row("class_query_bwd_direct", ALL, 4, 64, {"BLOCK_Q": 16, "BLOCK_K": 16, "BLOCK_C": 32}, 4, 1),
+    Row("class_query_bwd_direct", ALL, 4, 64, {"BLOCK_Q": 16, "BLOCK_K": 32, "BLOCK_C": 32}, 8, 1),
     Row("class_query_bwd_direct", ALL, 4, 256, {"BLOCK_Q": 16, "BLOCK_K": 32, "BLOCK_C": 32}, 4, 1),
     Row("fused_attention_fwd", ALL, 2, 64, {"BLOCK_Q": 64, "BLOCK_C": 32}, 8, 2),
     Row("fused_attention_fwd", (80, 86, 89), 2, 256, {"BLOCK_Q": 64, "BLOCK_C": 64}, 8, 2),
@@ -127,7 +127,7 @@ CLASS_ATTENTION: tuple[Row, ...] = (
     Row("class_attention_fwd", ALL, 4, 64, {"BLOCK_K": 32}, 4, 1),
     Row("class_attention_fwd", ALL, 4, 1024, {"BLOCK_K": 16}, 8, 1),
     Row("class_key_bwd", ALL, 4, 1024, {}, 4, 1),
-    Row("class_attention_bwd", ALL, 4, 64, {"BLOCK_K": 16, "ROWS": 16}, 4, 1),
+    Row("class_attention_bwd", ALL, 2, 64, {"BLOCK_K": 16, "ROWS": 16}, 4, 1),
     Row("class_attention_bwd", ALL, 4, 1024, {"BLOCK_K": 16, "ROWS": 16}, 8, 1),
 )
 
