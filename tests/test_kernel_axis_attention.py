@@ -52,6 +52,13 @@ def test_lengths_at_tile_edges(form: Form, length: int, device: torch.device) ->
         check(inputs, form.heads, "height")
 
 
+@EITHER
+def test_longest_sequence(form: Form, device: torch.device) -> None:
+    inputs = draw(form, grid_shape("width", 4096, rows=1), 32, device, torch.float16)
+    with launch.override(tiles(1024, 1024) if device.type == "cpu" else {}):
+        check(inputs, form.heads, "width")
+
+
 @pytest.mark.parametrize("length", [33, 64])
 @pytest.mark.parametrize(("block_q", "block_k"), [(32, 16), (16, 32)])
 @EITHER
