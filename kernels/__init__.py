@@ -1,6 +1,10 @@
 """Triton operators of `septr_fast`, installed as `septr_fast.kernels`.
 
 Importing this package needs neither Triton nor a GPU. A kernel file imports no module of `septr_fast`.
+
+Operators, each registered in `torch.ops.septr_fast` when its module is imported: `axis_pass_operator.axis_pass`,
+`low_rank_pass_operator.low_rank_pass`, `class_attention.class_attention`, and attention by itself,
+`axis_attention_operator.axis_attention`.
 """
 
 from __future__ import annotations

@@ -97,8 +97,6 @@ class _Chunk:
     hat: Tensor
     operands: Operands
     attended: Tensor
-    out: Tensor
-    cls_out: Tensor
     lse: Tensor
     cls_lse: Tensor
 
@@ -243,7 +241,7 @@ def _attend(hat: Tensor, cls_hat: Tensor, cls_projected: Tensor, weights: Weight
     cls_lse = torch.empty(samples, rows, heads, 2, dtype=torch.float32, device=hat.device)
     operands = Operands(query, key, value, cls_query, cls_key, cls_value)
     attend(operands, body, front, lse, cls_lse)
-    return _Chunk(hat, operands, attended, body, front, lse, cls_lse)
+    return _Chunk(hat, operands, attended, lse, cls_lse)
 
 
 def _attend_backward(
@@ -260,7 +258,7 @@ def _attend_backward(
         sums["out_bias"] += column_sums(grad_branch)
     hat, operands = computed.hat, computed.operands
     samples, rows, length, dim = hat.shape
-    grad_out, grad_cls_out = (part.unflatten(-1, computed.out.shape[3:]) for part in parts(grad_attended, hat.shape))
+    grad_out, grad_cls_out = (part.unflatten(-1, operands.query.shape[3:]) for part in parts(grad_attended, hat.shape))
     grad_projected = hat.new_empty(samples, rows, length, weights.query_weight.shape[0])
     grad_hat = torch.empty_like(hat)
     grad_query, grad_key, grad_value = _split(grad_projected, grad_hat, settings)

@@ -14,7 +14,7 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from septr_fast.kernels import launch
-from septr_fast.kernels.axis_attention import axis_attention
+from septr_fast.kernels.axis_attention_operator import axis_attention
 
 Product = Callable[[Tensor, Tensor], Tensor]
 Attend = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]

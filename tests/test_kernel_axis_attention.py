@@ -30,7 +30,7 @@ from attention_cases import (
 )
 from interpreter import round_to_tf32
 from septr_fast.kernels import launch
-from septr_fast.kernels.axis_attention import axis_attention
+from septr_fast.kernels.axis_attention_operator import axis_attention
 from tolerance import assert_as_good
 
 EITHER = pytest.mark.parametrize("form", [MERGED, DIRECT], ids=["merged", "direct"])

@@ -35,13 +35,8 @@ from attention_cases import (
 )
 from interpreter import permuted_programs
 from septr_fast.kernels import launch
-from septr_fast.kernels.axis_attention import (
-    Operands,
-    attend,
-    attend_backward,
-    axis_attention,
-    axis_attention_backward,
-)
+from septr_fast.kernels.axis_attention import Operands, attend, attend_backward
+from septr_fast.kernels.axis_attention_operator import axis_attention, axis_attention_backward
 from tracing import trace_accesses
 
 EITHER = pytest.mark.parametrize("form", [MERGED, DIRECT], ids=["merged", "direct"])
