@@ -13,7 +13,6 @@ test: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest benchmarks/ --benchmark-only --smoke --out $(VENV)/smoke -q
 	$(BIN)/python -m pytest tests -n $(WORKERS)
 
 format: $(STAMP)

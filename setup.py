@@ -2,7 +2,8 @@ from pathlib import Path
 
 from setuptools import setup
 
-benchmark = ["pytest>=8", "pytest-benchmark>=5", "matplotlib>=3.8", "soundfile>=0.12", "tqdm>=4.66"]
+report = ["matplotlib>=3.8"]
+benchmark = [*report, "pytest>=8", "pytest-benchmark>=5", "soundfile>=0.12", "tqdm>=4.66", "transformers>=4.50"]
 
 setup(
     name="septr_fast",
@@ -13,12 +14,13 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.10",
-    packages=["septr_fast", "septr_fast.kernels"],
+    packages=["septr_fast", "septr_fast.kernels", "septr_fast.report"],
     package_dir={"septr_fast.kernels": "kernels"},
     package_data={"septr_fast": ["py.typed"]},
     install_requires=["torch>=2.11", "einops>=0.8", "numpy>=1.26"],
     extras_require={
         "triton": ["triton>=3.6"],
+        "report": report,
         "benchmark": benchmark,
         "speech": ["espeakng-loader>=0.2", "tqdm>=4.66"],
         "dev": [

@@ -1,9 +1,9 @@
-"""Options, the spectrograms, the progress bar, and the table and chart at the end."""
+"""Options, the runner and its progress bar, and the tables, charts and results at the end."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Iterator
+import argparse
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,35 +12,56 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from benchmarks import report, speech
-from benchmarks.audio import Clips, load_clips
-from benchmarks.cases import BASELINE, FULL, SMOKE, Case
+from benchmarks import cases, roofline, speech
+from benchmarks.cases import Case
+from benchmarks.data import Source
+from benchmarks.runner import Runner
+from benchmarks.stamp import stamp
+from benchmarks.timing import Budget
+from septr_fast.report import command, groups, results, summary, tables
 
 HERE = Path(__file__).resolve().parent
+SMOKE_MEMORY = 4 / 1024
+"""GiB for a largest batch in the smoke setting."""
+RUNNER = pytest.StashKey["Runner"]()
 PROGRESS = pytest.StashKey["Progress"]()
-DETAILS = pytest.StashKey[dict[tuple[str, str], dict[str, Any]]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("septr_fast")
-    group.addoption("--audio", type=Path, help="folder of WAV files, one folder per class; default: 35 spoken words")
-    group.addoption("--smoke", action="store_true", help="tiny shapes, to see that everything runs")
+    group.addoption("--quick", dest="setting", action="store_const", const="quick", default="quick", help="minutes")
+    group.addoption("--full", dest="setting", action="store_const", const="full", help="all shapes; hours")
+    group.addoption("--smoke", dest="setting", action="store_const", const="smoke", help="that everything runs")
+    group.addoption("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is one")
+    group.addoption("--audio", type=_audio, help="folder of WAV files, one folder per class, or 'noise'")
+    group.addoption("--memory", type=float, help="GiB for a largest batch; default: 1 on a CPU, 16 on a GPU")
+    group.addoption("--seconds", type=float, default=float("inf"), help="after which nothing new is started")
     group.addoption("--threads", type=int, help="threads of PyTorch; default: PyTorch's choice")
-    group.addoption("--out", type=Path, default=HERE / "out", help="folder for audio, chart and results")
+    group.addoption("--out", type=Path, default=HERE / "out", help="folder for audio, charts and results")
+
+
+def _audio(value: str) -> str | Path:
+    if value != "noise" and not Path(value).is_dir():
+        raise argparse.ArgumentTypeError(f"{value}: expected 'noise' or a folder of WAV files, which is not a folder")
+    return value if value == "noise" else Path(value)
 
 
 class Progress:
-    """A bar over all calls of all benchmarks, written past pytest's capture."""
+    """A bar over all models of all cases, written past pytest's capture."""
 
-    def __init__(self, config: pytest.Config, calls: int) -> None:
+    def __init__(self, config: pytest.Config, total: int) -> None:
         self.config = config
         with uncaptured(config):
-            self.bar = tqdm(total=calls, unit="call", dynamic_ncols=True, mininterval=0)
+            self.bar = tqdm(total=total, unit="model", dynamic_ncols=True, mininterval=0)
 
-    def advance(self, what: str) -> None:
-        """One more call is about to start."""
+    def show(self, what: str) -> None:
+        """Say what happens next."""
         with uncaptured(self.config):
-            self.bar.set_description(what, refresh=False)
+            self.bar.set_description(what)
+
+    def advance(self) -> None:
+        """One more is done."""
+        with uncaptured(self.config):
             self.bar.update()
 
     def close(self) -> None:
@@ -61,63 +82,94 @@ def uncaptured(config: pytest.Config) -> Iterator[None]:
         yield
 
 
+def device(config: pytest.Config) -> torch.device:
+    """Where the models run."""
+    name = config.getoption("--device")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise pytest.UsageError("--device cuda: PyTorch sees no CUDA device")
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
 def settings(config: pytest.Config) -> tuple[Case, ...]:
     """The cases of this run."""
-    return SMOKE if config.getoption("--smoke") else FULL
+    return cases.cases(config.getoption("setting"), device(config).type)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[DETAILS] = {}
     if config.getoption("--threads"):
         torch.set_num_threads(config.getoption("--threads"))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if {"case", "model_name"} <= set(metafunc.fixturenames):
-        pairs = [(case, model) for case in settings(metafunc.config) for model in case.models]
+        groups = metafunc.module.GROUPS
+        chosen = [case for case in settings(metafunc.config) if case.group in groups]
+        pairs = [(case, model) for case in chosen for model in case.models]
         metafunc.parametrize(("case", "model_name"), pairs, ids=[f"{case.name}-{model}" for case, model in pairs])
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Run the cases in the order of their setting, what matters most first."""
+    order = {case.name: index for index, case in enumerate(settings(config))}
+
+    def place(item: pytest.Item) -> int:
+        call = getattr(item, "callspec", None)
+        return len(order) if call is None else order.get(call.params["case"].name, len(order))
+
+    items.sort(key=place)
+
+
 @pytest.fixture(scope="session")
-def progress(request: pytest.FixtureRequest) -> Iterator[Progress]:
-    calls = sum((case.rounds + 1) * len(case.models) for case in settings(request.config))
-    progress = Progress(request.config, calls)
-    yield progress
+def runner(request: pytest.FixtureRequest) -> Iterator[Runner]:
+    """The runner of this session, with its progress bar."""
+    config = request.config
+    progress = Progress(config, sum(1 for item in request.session.items if hasattr(item, "callspec")))
+    config.stash[PROGRESS] = progress
+    where = device(config)
+    usual = SMOKE_MEMORY if config.getoption("setting") == "smoke" else 16.0 if where.type == "cuda" else 1.0
+    memory = config.getoption("--memory") or usual
+    made = Runner(
+        setting=config.getoption("setting"),
+        device=where,
+        source=Source(_folder(config), where),
+        budget=Budget(config.getoption("--seconds")),
+        limit=int(memory * 2**30),
+        notify=progress.show,
+    )
+    config.stash[RUNNER] = made
+    yield made
     progress.close()
 
 
-@pytest.fixture(scope="session")
-def audio_folder(request: pytest.FixtureRequest) -> Path:
-    """The user's folder, or the spoken words of the voices held out for testing."""
-    given: Path | None = request.config.getoption("--audio")
-    if given is not None:
-        return given
+@pytest.fixture(autouse=True)
+def _count(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    if PROGRESS in request.config.stash:
+        request.config.stash[PROGRESS].advance()
+
+
+def _folder(config: pytest.Config) -> Any:
+    """A function that gives the folder of clips: the user's, or spoken words of voices held out for testing."""
+    given = config.getoption("--audio")
+    if isinstance(given, Path):
+        return lambda: given
+    if given == "noise":
+        return None
     words, voices = speech.WORDS, speech.VOICES
-    if request.config.getoption("--smoke"):
+    if config.getoption("setting") == "smoke":
         words, voices = words[:4], {"test": voices["test"][:2]}
-    with uncaptured(request.config):
-        return speech.speak(request.config.getoption("--out") / "speech", words, voices) / "test"
+
+    def spoken() -> Path:
+        with uncaptured(config):
+            return speech.speak(config.getoption("--out") / "speech", words, voices) / "test"
+
+    return spoken
 
 
-@pytest.fixture(scope="session")
-def clips(request: pytest.FixtureRequest, audio_folder: Path) -> Callable[[Case], Clips]:
-    """Spectrograms at the size of a case, read once for each size."""
-    loaded: dict[tuple[int, int], Clips] = {}
-
-    def at(case: Case) -> Clips:
-        size = case.size
-        if size not in loaded:
-            with uncaptured(request.config):
-                loaded[size] = load_clips(audio_folder, size, limit=32)
-        return loaded[size]
-
-    return at
-
-
-@pytest.fixture(scope="session")
-def details(request: pytest.FixtureRequest) -> dict[tuple[str, str], dict[str, Any]]:
-    """What is known of each case and model besides its times."""
-    return request.config.stash[DETAILS]
+def shown(config: pytest.Config) -> str:
+    """What the spectrograms show."""
+    given = config.getoption("--audio")
+    return "35 words by eSpeak NG" if given is None else "noise" if given == "noise" else "a folder of clips"
 
 
 def pytest_report_teststatus(report: pytest.TestReport, config: pytest.Config) -> tuple[str, str, str] | None:
@@ -127,51 +179,33 @@ def pytest_report_teststatus(report: pytest.TestReport, config: pytest.Config) -
     return None
 
 
-def results(config: pytest.Config) -> list[report.Result]:
-    """The times that pytest-benchmark took, joined with the details."""
-    session = getattr(config, "_benchmarksession", None)
-    times = {} if session is None else {(one.group, one.extra_info.get("model")): one for one in session.benchmarks}
-    details = config.stash[DETAILS]
-    order = [(case.name, model) for case in settings(config) for model in case.models]
-    found = []
-    for key in order:
-        if key not in times or (key[0], BASELINE) not in times:
-            continue
-        detail = details[key]
-        stats = times[key].stats
-        ratios = detail.get("ratios", [1.0])
-        found.append(
-            report.Result(
-                case=key[0],
-                model=key[1],
-                seconds=stats.median,
-                spread=stats.iqr,
-                rounds=stats.rounds,
-                ratio=statistics.median(ratios),
-                lowest_ratio=min(ratios),
-                highest_ratio=max(ratios),
-                gflop=detail["gflop"],
-                saved_mb=detail["saved_mb"],
-                error=detail["error"],
-                error_ratio=detail["error"] / max(details[key[0], BASELINE]["error"], 1e-30),
-            )
-        )
-    return found
-
-
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    found = results(config)
-    if not found:
+    runner = config.stash.get(RUNNER, None)
+    if runner is None or not runner.results:
         return
     out: Path = config.getoption("--out")
-    about = report.machine()
+    run = finish(config, runner)
+    results.store(run, out / "results.json")
     terminalreporter.ensure_newline()
-    terminalreporter.section("SepTr against the plain model")
-    terminalreporter.write_line(
-        f"{about['processor']}, {about['threads']} threads, torch {about['torch']}, float32; {report.LEGEND}"
+    terminalreporter.section("SepTr against its baselines")
+    terminalreporter.write_line(f"{summary.machine(run)}\n{summary.ceilings(run)}")
+    for group in groups.speed_groups(run):
+        found = [result for result in run.results if result.group == group]
+        terminalreporter.write_line(f"\n{groups.title(group)}\n\n{tables.speed(run, found, tables.SHORT)}")
+    for table in (tables.largest_batch(run), tables.growth(run), tables.not_run(run)):
+        terminalreporter.write_line(f"\n{table}" if table else "")
+    if command.run([out / "results.json"], out) == 0:
+        terminalreporter.write_line(f"\npage: {out / 'report.md'}   figures: {out / 'results.json'}")
+
+
+def finish(config: pytest.Config, runner: Runner) -> results.Run:
+    """All that the session found, the device's ceilings and the kernels' arithmetic among it."""
+    return results.Run(
+        stamp=stamp(runner.device),
+        setting=runner.setting,
+        input=shown(config),
+        ceilings=runner.ceilings({result.precision for result in runner.results}),
+        results=runner.results,
+        not_run=runner.not_run,
+        kernels=roofline.kernels(runner.device, smoke=runner.setting == "smoke"),
     )
-    terminalreporter.write_line("\n" + report.table(found) + "\n")
-    audio = config.getoption("--audio")
-    report.store(found, out / "results.json", audio="35 words by eSpeak NG" if audio is None else "a folder of clips")
-    report.chart(found, out / "benchmark.png")
-    terminalreporter.write_line(f"chart: {out / 'benchmark.png'}   figures: {out / 'results.json'}")

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 ALLOWED_RATIO = 2.0
+SAMPLES = 2
+"""So many spectrograms of a batch are compared."""
+
+Context = Callable[[], AbstractContextManager[Any]]
 
 
 class ParityError(AssertionError):
@@ -21,56 +28,68 @@ class Errors:
     """Largest errors against float64.
 
     Attributes:
-        logits: of the logits.
+        outputs: of the logits, or of what a part returns.
         gradients: of the gradient of the cross-entropy in all parameters, relative to its largest value;
             None for inference.
     """
 
-    logits: float
+    outputs: float
     gradients: float | None
 
 
 @dataclass(frozen=True)
-class Exact:
-    """What the baseline computes in float64."""
+class Outcome:
+    """Outputs for the first `SAMPLES` spectrograms and, in training, the gradient in all parameters; flat, float64."""
 
-    logits: Tensor
+    outputs: Tensor
     gradient: Tensor | None
 
 
-def _outcome(model: nn.Module, x: Tensor, labels: Tensor, training: bool) -> tuple[Tensor, Tensor | None]:
-    """Logits, and for training the gradient in all parameters as one vector, both in float64."""
-    if not training:
-        with torch.no_grad():
-            return model(x).double(), None
-    logits = model(x)
-    gradients = torch.autograd.grad(F.cross_entropy(logits, labels), list(model.parameters()))
-    return logits.detach().double(), torch.cat([gradient.flatten() for gradient in gradients]).double()
+def outcome(
+    model: nn.Module, inputs: tuple[Tensor, ...], labels: Tensor | None, context: Context = nullcontext
+) -> Outcome:
+    """Run `model` on all of `inputs`; with labels the loss is that of the first `SAMPLES` spectrograms alone."""
+    if labels is None:
+        with torch.no_grad(), context():
+            return Outcome(_first(model(*inputs)), None)
+    with context():
+        logits = model(*inputs)
+        loss = F.cross_entropy(logits[:SAMPLES], labels[:SAMPLES])
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
+    return Outcome(_first(logits.detach()), torch.cat([gradient.flatten() for gradient in gradients]).double())
 
 
-def exact(baseline: nn.Module, x: Tensor, labels: Tensor, training: bool) -> Exact:
-    """Run a float64 copy of `baseline` on `x`."""
-    return Exact(*_outcome(copy.deepcopy(baseline).double(), x.double(), labels, training))
+def exact(baseline: nn.Module, inputs: tuple[Tensor, ...], labels: Tensor | None) -> Outcome:
+    """Run a float64 copy of `baseline` on the first `SAMPLES` of `inputs`."""
+    return outcome(copy.deepcopy(baseline).double(), tuple(x[:SAMPLES].double() for x in inputs), labels)
 
 
-def errors(model: nn.Module, x: Tensor, labels: Tensor, wanted: Exact) -> Errors:
-    """How far `model` is from `wanted`."""
-    logits, gradient = _outcome(model, x, labels, wanted.gradient is not None)
-    difference = (logits - wanted.logits).abs().max().item()
-    if gradient is None or wanted.gradient is None:
+def _first(outputs: Tensor | tuple[Tensor, ...]) -> Tensor:
+    parts = (outputs,) if isinstance(outputs, Tensor) else outputs
+    return torch.cat([part[:SAMPLES].double().flatten() for part in parts])
+
+
+def errors(found: Outcome, wanted: Outcome) -> Errors:
+    """How far `found` is from `wanted`."""
+    difference = (found.outputs - wanted.outputs).abs().max().item()
+    if found.gradient is None or wanted.gradient is None:
         return Errors(difference, None)
     scale = wanted.gradient.abs().max()
-    return Errors(difference, ((gradient - wanted.gradient).abs().max() / scale).item())
+    return Errors(difference, ((found.gradient - wanted.gradient).abs().max() / scale).item())
 
 
-def check(found: Errors, baseline: Errors, wanted: Exact, name: str) -> None:
+def check(found: Errors, baseline: Errors, wanted: Outcome, unit: float, name: str) -> None:
     """Raise `ParityError` unless `found` is at most twice `baseline`, plus one unit in the last place.
 
-    The unit is float32's at the largest reference value; NaN never passes.
+    Args:
+        found: of the model.
+        baseline: of the baseline in the same precision.
+        wanted: what both should be.
+        unit: machine epsilon of the precision, taken at the largest value wanted.
+        name: of case and model. NaN never passes.
     """
-    unit = torch.finfo(torch.float32).eps
-    largest = wanted.logits.abs().max().item()
-    pairs = [("logits", found.logits, baseline.logits, unit * largest)]
+    largest = wanted.outputs.abs().max().item()
+    pairs = [("outputs", found.outputs, baseline.outputs, unit * largest)]
     if found.gradients is not None and baseline.gradients is not None:
         pairs.append(("gradients", found.gradients, baseline.gradients, unit))
     for what, ours, plain, slack in pairs:

@@ -29,6 +29,7 @@ SMALL: dict[str, Config] = {
         "dim": 16,
     },
     "wide heads": {"input_size": (6, 9), "depth": 2, "heads": 3, "dim_head": 32, "mlp_dim": 16, "dim": 16},
+    "benchmark": {"input_size": (16, 20), "depth": 2, "heads": 2, "mlp_dim": 16, "dim_head": 16, "dim": 16},
 }
 """Small models that reach every branch: lengths of 1, primes, height below and above the width."""
 
@@ -36,6 +37,8 @@ IN_USE: dict[str, Config] = {
     "default": DEFAULT,
     "default, 64x64": {"input_size": (64, 64)},
     "default, pooled 2x2": {"down_sample_input": (2, 2)},
+    "default, pooled 4x4": {"down_sample_input": (4, 4)},
+    "ten seconds, 128x1024": {"input_size": (128, 1024)},
     "ESC-50, narrow": {
         "input_size": (128, 216),
         "num_classes": 50,
@@ -54,3 +57,15 @@ IN_USE: dict[str, Config] = {
     "fMRI, 8x48": {"channels": 70, "input_size": (8, 48), "num_classes": 5, "depth": 2, "heads": 2, "dim": 128},
 }
 """Models as published code builds them."""
+
+AUDIO_SECONDS = {
+    "default": 1.0,
+    "default, 64x64": 1.0,
+    "default, 32x32": 1.0,
+    "default, pooled 2x2": 1.0,
+    "default, pooled 4x4": 1.0,
+    "ten seconds, 128x1024": 10.0,
+    "ESC-50, narrow": 5.0,
+    "tiny": 1.0,
+}
+"""Seconds of audio that a spectrogram of a shape shows in its use; what is missing shows something else."""

@@ -1,7 +1,9 @@
-"""What figures were measured on: device, driver, versions, commit and date."""
+"""What figures were measured on: device, threads, driver, versions, commit and date."""
 
 from __future__ import annotations
 
+import os
+import platform
 import subprocess
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,12 +19,24 @@ def stamp(device: torch.device) -> dict[str, Any]:
     from septr_fast import backend, info
 
     return {
-        "device": backend.device_name(device),
+        "device": backend.device_name(device) if device.type == "cuda" else processor(),
+        "kind": device.type,
         "capability": backend.capability(device),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
         "versions": info.versions(),
         "commit": commit(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def processor() -> str:
+    """What the processor calls itself, as far as can be told."""
+    try:
+        import cpuinfo
+    except ImportError:
+        return platform.processor() or platform.machine()
+    return str(cpuinfo.get_cpu_info().get("brand_raw", platform.machine()))
 
 
 def commit(root: Path = ROOT) -> str:

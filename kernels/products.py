@@ -9,11 +9,12 @@ from torch import Tensor
 def outer(left: Tensor, right: Tensor) -> Tensor:
     """`leftᵀ right` of `(tokens, m)` and `(tokens, n)` as float32 `(m, n)`: a weight's gradient from one chunk.
 
-    The products of 16-bit values are summed up and returned in float32, so that chunks can be added up.
+    The products of 16-bit values are summed up and returned in float32, so that chunks can be added up. Tensors
+    without data go a GPU's way.
     """
     if left.dtype == torch.float32:
         return left.t() @ right
-    if left.is_cuda:
+    if left.is_cuda or left.is_meta:
         return torch.mm(left.t(), right, out_dtype=torch.float32)
     return left.t().float() @ right.float()
 

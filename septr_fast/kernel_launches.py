@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -53,7 +54,7 @@ def launches(
         batch: number of spectrograms.
         mixed: whether to run it with a residual stream in float32 too.
     """
-    with launch.record(arch) as recorded, _OwnImplementations():  # type: ignore[no-untyped-call]
+    with recording(arch) as recorded:
         for residual_dtype in dict.fromkeys((dtype, torch.float32) if mixed else (dtype,)):
             with torch.device("meta"):
                 model = SepTr(**config).to(residual_dtype)
@@ -63,6 +64,13 @@ def launches(
                     with torch.no_grad():
                         _class_token(model, dtype, batch)
     return recorded
+
+
+@contextmanager
+def recording(arch: int) -> Iterator[list[Launch]]:
+    """Collect what the operators would launch on architecture `arch`; tensors may be on the meta device."""
+    with launch.record(arch) as recorded, _OwnImplementations():  # type: ignore[no-untyped-call]
+        yield recorded
 
 
 def _attention_forms(arch: int, dtype: torch.dtype, dim: int) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from septr_fast.compiled import Compiled, Failed, compile_all, identity
 from septr_fast.kernels.launch import SHARED_MEMORY, Launch, ceil_div
+from septr_fast.tensor_bytes import distinct_bytes
 
 DEFAULT = "default"
 """What the model is called whose arithmetic is held against its padding."""
@@ -152,7 +153,7 @@ def examine(
 
 def bytes_moved(launch: Launch) -> int:
     """Bytes of the distinct tensors among the arguments of `launch`, repeated elements counted once."""
-    return sum({_place(x): _elements(x) * x.element_size() for x in _tensors(launch)}.values())
+    return distinct_bytes(_tensors(launch))
 
 
 def programs_per_multiprocessor(arch: int, warps: int, compiled: Compiled) -> int:
@@ -249,15 +250,3 @@ def _tensors(launch: Launch) -> list[Tensor]:
 
 def _has_16_bit_values(launch: Launch) -> bool:
     return any(x.dtype in (torch.float16, torch.bfloat16) for x in _tensors(launch))
-
-
-def _place(x: Tensor) -> tuple[Any, ...]:
-    return x.untyped_storage()._cdata, x.storage_offset(), tuple(x.shape), x.stride()
-
-
-def _elements(x: Tensor) -> int:
-    """Elements of `x`, those that an expanded view repeats counted once."""
-    count = 1
-    for size, stride in zip(x.shape, x.stride(), strict=True):
-        count *= size if stride or not size else 1
-    return count

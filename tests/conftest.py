@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="where the kernels' tests run: cpu interprets, cuda compiles")
+    parser.addoption("--update-counts", action="store_true", help="store what test_counts.py counts")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -22,6 +22,8 @@ from septr_fast.kernel_report import Case, Entry, bytes_moved, programs_per_mult
 ROOT = Path(__file__).resolve().parent.parent
 NO_KERNELS = {"chunk", "attention_form"}
 """Rows of the tables that are no kernel's."""
+STORED = ROOT / "benchmarks" / "results" / "kernels.json"
+UPDATE = "python -m septr_fast kernels --arch 80 90 --dtype bfloat16 --json > benchmarks/results/kernels.json"
 SHARED_ROWS = {"low_rank_bwd_class_key": "low_rank_bwd"}
 """Kernels that take the row of another, whose grid they share."""
 
@@ -189,3 +191,21 @@ def test_every_kernel_of_the_tables_is_in_the_report(shipped: dict[str, Any]) ->
         assert reported == tabled - NO_KERNELS
     assert {kernel["model"] for kernel in shipped["kernels"]} == set(MODELS)
     assert set(shipped["versions"]) == {"torch", "triton", "ptxas"}
+
+
+def compilers(report: dict[str, Any]) -> dict[str, str]:
+    """Versions of what decides the machine code for the architectures of the stored report."""
+    versions = report["versions"]
+    return {"triton": versions["triton"], **{arch: versions["ptxas"][arch] for arch in ("sm_80", "sm_90")}}
+
+
+def test_stored_report_is_that_on_the_shipped_kernels(shipped: dict[str, Any]) -> None:
+    stored = json.loads(STORED.read_text(encoding="utf-8"))
+    if compilers(stored) != compilers(shipped):
+        pytest.skip(f"{STORED.name} was compiled by {compilers(stored)}, here are {compilers(shipped)}")
+    kernels = [kernel for kernel in shipped["kernels"] if kernel["arch"] in (80, 90)]
+    changed = [kernel for kernel in kernels if kernel not in stored["kernels"]]
+    changed += [kernel for kernel in stored["kernels"] if kernel not in kernels]
+    names = dict.fromkeys(f"{kernel['kernel']} on sm_{kernel['arch']}, {kernel['model']}" for kernel in changed)
+    assert not names, f"other than stored: {'; '.join(names)}; where this is meant, update the report: {UPDATE}"
+    assert len(kernels) == len(stored["kernels"]), f"update the report: {UPDATE}"

@@ -1,0 +1,216 @@
+"""The models by name, all from the same seed, so that those of SepTr have the same parameters."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks import baselines, cases, data, measure, parts
+from benchmarks.cases import Case
+from septr_fast import SepTr, SepTrBlock, backend, reference
+from septr_fast.plan import TransformerShape
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Of parameters and inputs; float32 in every other precision."""
+
+OURS = (cases.OURS, cases.OURS_COMPILED, cases.ON_PYTORCH, cases.ON_TRITON, cases.GRAPH, cases.RECOMPUTING)
+LAYERS_PER_BLOCK = 4
+"""Layers of ViT and AST for one block of SepTr, so that the default depth of 3 stands beside their 12."""
+
+Task = Callable[..., Tensor | tuple[Tensor, ...]]
+
+
+def why_not(name: str, case: Case, device: torch.device) -> str | None:
+    """What keeps the model `name` from `case` on `device`; None for what can be tried."""
+    on_triton = backend.choose("auto", "axis_pass", device) == "triton"
+    if case.precision == "tf32" and device.type != "cuda":
+        return "TF32 is a mode of the tensor cores of NVIDIA GPUs"
+    if name == cases.GRAPH and device.type != "cuda":
+        return "CUDA graphs need a CUDA device"
+    if name == cases.ON_TRITON:
+        return f"it is {cases.OURS} here" if on_triton else backend.why_not_triton("axis_pass", device)
+    if name == cases.ON_PYTORCH and not on_triton:
+        return f"it is {cases.OURS} here"
+    if name in cases.COMPILED and device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "cl"))):
+        return "torch.compile needs a C++ compiler on a CPU"
+    if name in cases.PATCH_MODELS:
+        return baselines.why_no_patches(name[:3], case.size, case.channels)
+    return None
+
+
+def dtype(case: Case) -> torch.dtype:
+    """Of parameters and inputs."""
+    return DTYPES.get(case.precision, torch.float32)
+
+
+def plain(name: str, case: Case, num_classes: int, device: torch.device) -> nn.Module:
+    """What the model `name` has to be as good as, with its parameters: the reference, or ViT or AST unfused."""
+    torch.manual_seed(0)
+    model = _patches(name, case, num_classes, fused=False) if name in cases.PATCH_MODELS else None
+    model = _eager(cases.REFERENCE, case, num_classes) if model is None else model
+    return model.to(device, dtype(case)).train(case.training)
+
+
+def build(name: str, case: Case, num_classes: int, device: torch.device, *, smoke: bool = False) -> nn.Module:
+    """The model `name` of `case`, in the mode of its task.
+
+    Args:
+        name: one of the case's models.
+        case: task, shape and precision.
+        num_classes: number of classes.
+        device: where it runs.
+        smoke: compile without generating code, which takes minutes for nothing on tiny shapes.
+    """
+    torch.manual_seed(0)
+    model = _eager(name, case, num_classes).to(device, dtype(case)).train(case.training)
+    if not case.training:
+        model = baselines.fold(model.requires_grad_(False))
+    if name in cases.COMPILED:
+        torch.compiler.reset()
+        return torch.compile(model, dynamic=False, backend="eager" if smoke else "inductor")  # type: ignore[return-value]
+    return Captured(model) if name == cases.GRAPH else model
+
+
+def _eager(name: str, case: Case, num_classes: int) -> nn.Module:
+    if name in cases.PATCH_MODELS:
+        return _patches(name, case, num_classes)
+    own = {"backend": "torch"} if name == cases.ON_PYTORCH else {}
+    if case.group in cases.PARTS:
+        arguments = parts.block_config(case.config)
+        block = SepTrBlock(**arguments, **own) if name in OURS else reference.SepTrBlock(**arguments)  # type: ignore[arg-type]
+        return parts.Part(case.group, _with_attention(name, block), **own)
+    config = {**case.config, "num_classes": num_classes}
+    if name not in OURS:
+        return _with_attention(name, reference.SepTr(**config))
+    model = SepTr(**config, **own)  # type: ignore[arg-type]
+    model.set_grad_checkpointing(name == cases.RECOMPUTING)
+    return model
+
+
+def _patches(name: str, case: Case, num_classes: int, *, fused: bool = True) -> nn.Module:
+    kind, tiny = name[:3], name in (cases.VIT_TINY, cases.AST_TINY)
+    layers = LAYERS_PER_BLOCK * int(case.config.get("depth", 3)) if case.group == "growth: depth" else 12
+    return baselines.Patches(kind, case.size, case.channels, num_classes, tiny=tiny, layers=layers, fused=fused)
+
+
+def _with_attention(name: str, model: Any) -> Any:
+    kinds = {cases.FUSED: baselines.FusedAttention, cases.MERGED: baselines.MergedAttention}
+    return baselines.with_attention(model, kinds[name]) if name in kinds else model
+
+
+class Captured(nn.Module):
+    """A model in inference whose first call for a shape is captured as a CUDA graph and then replayed."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.graphs: dict[torch.Size, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits, in memory that the next call overwrites."""
+        if x.shape not in self.graphs:
+            static = x.clone()
+            graph, out = captured(lambda: self.model(static))
+            self.graphs[x.shape] = graph, static, out
+        graph, static, out = self.graphs[x.shape]
+        static.copy_(x)
+        graph.replay()
+        return out
+
+
+def captured(call: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
+    """Capture `call` after a warm-up on a stream of its own; the graph, and what its replays write."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = call()
+    return graph, result
+
+
+@contextmanager
+def precision(name: str) -> Iterator[None]:
+    """Set what `name` asks of float32 products; the former setting comes back."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def autocast(case: Case, device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast to bfloat16 where the case asks for it."""
+    if case.precision != "autocast":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+def flops(name: str, case: Case, num_classes: int) -> int:
+    """Matrix arithmetic of a call of the model `name`, forward and in training backward, counted without data."""
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        model = _eager(name, case, num_classes).train(case.training)
+    if not case.training:
+        baselines.fold(model.requires_grad_(False))
+    if isinstance(model, SepTr) and not case.training:
+        return model.plan().flops(case.batch, folded=True)
+    inputs = data.blank(case)
+
+    def call() -> None:
+        outputs = model(*inputs)
+        if case.training:
+            F.cross_entropy(outputs, torch.zeros(case.batch, dtype=torch.int64, device="meta")).backward()
+
+    with torch.set_grad_enabled(case.training):
+        if case.group in cases.PARTS:
+            call()
+        return measure.flops(call)
+
+
+def shape(case: Case) -> TransformerShape:
+    """Of the first transformer."""
+    with torch.device("meta"):
+        return SepTr(**case.config).plan().steps[0].shape
+
+
+def task(model: nn.Module, case: Case, device: torch.device) -> Task:
+    """A function of the case's inputs that does the task once and waits for the device."""
+    train = _trains(model, case, device) if case.training else None
+
+    def run(*inputs: Tensor) -> Any:
+        if train is not None:
+            result = train(*inputs)
+        else:
+            with torch.no_grad(), autocast(case, device):
+                result = model(*inputs[: 2 if case.group in cases.PARTS else 1])
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return result
+
+    return run
+
+
+def _trains(model: nn.Module, case: Case, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+
+    def train(x: Tensor, labels: Tensor) -> Tensor:
+        optimizer.zero_grad()
+        with autocast(case, device):
+            logits: Tensor = model(x)
+            loss = F.cross_entropy(logits, labels)
+        loss.backward()
+        optimizer.step()
+        return logits.detach()
+
+    return train

@@ -1,0 +1,291 @@
+"""One model in one case: can it run, is it right, what does it take, and then how long, beside `SepTr`."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from benchmarks import cases, gpu_ceilings, models, parity
+from benchmarks.baselines import attention_kernel
+from benchmarks.cases import Case
+from benchmarks.data import Source
+from benchmarks.memory import Memory, largest_batch, memory
+from benchmarks.models import Task
+from benchmarks.timing import Budget, seconds
+from septr_fast.report.results import OURS, NotRun, Result
+
+SECONDS = {"smoke": 0.0, "quick": 10.0, "full": 20.0}
+"""Of timing for each model and case, unless its least number of rounds takes longer."""
+
+MOST_ROUNDS = 50
+COMPILE_SECONDS = 90.0
+"""A guess for the first compilation; later ones go by the slowest so far."""
+
+
+class Runner:
+    """Runs the cases of a session and collects what it finds.
+
+    Args:
+        setting: "smoke", "quick" or "full".
+        device: where the models run.
+        source: of the inputs.
+        budget: of the whole session.
+        limit: bytes that a largest batch may take.
+        notify: called with what happens next.
+    """
+
+    def __init__(
+        self,
+        setting: str,
+        device: torch.device,
+        source: Source,
+        budget: Budget,
+        limit: int,
+        notify: Callable[[str], None],
+    ) -> None:
+        self.setting, self.device, self.source = setting, device, source
+        self.budget, self.limit, self.notify = budget, limit, notify
+        self.results: list[Result] = []
+        self.not_run: list[NotRun] = []
+        self.compile_seconds: list[float] = []
+        self._exact: dict[tuple[str, str], tuple[parity.Outcome, parity.Errors]] = {}
+        self._beside: tuple[Case, Task] | None = None
+
+    def run(self, benchmark: Any, case: Case, name: str) -> None:
+        """Time a model in a case, after it is shown to be right; skip the test where it cannot run."""
+        self.notify(f"{case.name}: {name}")
+        reason = models.why_not(name, case, self.device) or self._why_no_time(case, name)
+        if reason is not None:
+            self._skip(case, name, reason)
+        with models.precision(case.precision):
+            try:
+                self._run(benchmark, case, name)
+            except Exception as error:
+                self._free()
+                reason = _why_failed(error)
+                if name == OURS or reason is None:
+                    raise
+                self._skip(case, name, reason)
+        self._free()
+
+    def ceilings(self, names: set[str]) -> dict[str, float]:
+        """Copy in bytes and products in FLOP per second, for the precisions `names`."""
+        smoke, on_gpu = self.setting == "smoke", self.device.type == "cuda"
+        size, length = (64, 1 << 16) if smoke else (8192, 1 << 30) if on_gpu else (2048, 1 << 28)
+        found = {"copy": float(gpu_ceilings.copy(self.device, length)["bytes_per_second"])}
+        for name in gpu_ceilings.PRECISIONS:
+            if name in names or (name == "bfloat16" and "autocast" in names):
+                self.notify(f"the device's matrix product in {name}")
+                found[name] = float(gpu_ceilings.product(name, size, self.device)["flops_per_second"])
+        if "bfloat16" in found:
+            found["autocast"] = found["bfloat16"]
+        return found
+
+    def _run(self, benchmark: Any, case: Case, name: str) -> None:
+        if case.group == cases.LARGEST:
+            case = self._at_largest_batch(case, name)
+        classes = self.source.num_classes(case)
+        model = models.build(name, case, classes, self.device, smoke=self.setting == "smoke")
+        stream = self.source.batches(case, models.dtype(case))
+        error = self._check(model, case, name, next(stream))
+        task = models.task(model, case, self.device)
+        used, kept = self._memory(model, task, case, name, next(stream))
+        beside = None if name == OURS or case.group == cases.LARGEST else self._ours(case, classes)
+        own, ours = self._time(benchmark, case, task, beside, stream)
+        found = Result(
+            group=case.group,
+            case=case.name,
+            model=name,
+            shape=case.shape,
+            size=case.size,
+            batch=case.batch,
+            precision=case.precision,
+            seconds=statistics.median(own),
+            lower_quartile=_quartile(own, 0),
+            upper_quartile=_quartile(own, 2),
+            rounds=len(own),
+            **_ratios(own, ours),
+            flops=models.flops(_eager_name(name), case, classes),
+            useful_flops=models.flops(name if name in cases.PATCH_MODELS else OURS, case, classes),
+            parameters=None if case.group in cases.PARTS else sum(p.numel() for p in model.parameters()),
+            audio_seconds=case.audio_seconds,
+            saved_bytes=kept,
+            peak_bytes=used,
+            error=error,
+            at=case.at,
+            note=self._note(case, name),
+        )
+        self.results.append(found)
+        benchmark.extra_info.update(asdict(found))
+
+    def _check(self, model: nn.Module, case: Case, name: str, inputs: tuple[Tensor, ...]) -> float:
+        """The largest error of the outputs; raise `ParityError` where they, or the gradients, are not right."""
+        *given, labels = inputs
+        wanted = labels if case.training else None
+        context = partial(models.autocast, case, self.device)
+        kind = name if name in cases.PATCH_MODELS else cases.REFERENCE
+        key = case.name, kind
+        if key not in self._exact:
+            if not any(name == case.name for name, _ in self._exact):
+                self._exact.clear()
+            self.notify(f"{case.name}: {kind} in float64")
+            plain = models.plain(name, case, self.source.num_classes(case), self.device)
+            few = tuple(x[: parity.SAMPLES] for x in given)
+            exact = parity.exact(plain, few, wanted)
+            self._exact[key] = exact, parity.errors(parity.outcome(plain, few, wanted, context), exact)
+        exact, plain_errors = self._exact[key]
+        self.notify(f"{case.name}: {name}, is it right?")
+        start = time.monotonic()
+        found = parity.errors(parity.outcome(model, tuple(given), wanted, context), exact)
+        if name in cases.COMPILED:
+            self.compile_seconds.append(time.monotonic() - start)
+        unit = torch.finfo(torch.bfloat16 if case.precision == "autocast" else models.dtype(case)).eps
+        parity.check(found, plain_errors, exact, 2.0**-10 if case.precision == "tf32" else unit, f"{case.name}, {name}")
+        return found.outputs
+
+    def _memory(
+        self, model: nn.Module, task: Task, case: Case, name: str, inputs: tuple[Tensor, ...]
+    ) -> tuple[int | None, int | None]:
+        """Bytes at the peak of a call, and bytes kept for the backward pass, the result left out."""
+        self.notify(f"{case.name}: {name}, memory")
+        task(*inputs)
+        if name == cases.GRAPH:
+            return None, None
+        used = self._watch(lambda: task(*inputs)).peak
+        if not case.training:
+            return used, None
+
+        def forward() -> Any:
+            with models.autocast(case, self.device):
+                return model(inputs[0])
+
+        return used, self._watch(forward).kept
+
+    def _watch(self, call: Callable[[], Any]) -> Memory:
+        gc.collect()
+        return memory(call, self.device)
+
+    def _ours(self, case: Case, classes: int) -> Task:
+        """`SepTr`'s task for the case, warm; kept while the case lasts."""
+        if self._beside is None or self._beside[0] != case:
+            self._beside = None
+            model = models.build(OURS, case, classes, self.device)
+            task = models.task(model, case, self.device)
+            task(*next(self.source.batches(case, models.dtype(case))))
+            self._beside = case, task
+        return self._beside[1]
+
+    def _time(
+        self, benchmark: Any, case: Case, task: Task, beside: Task | None, stream: Iterator[tuple[Tensor, ...]]
+    ) -> tuple[list[float], list[float]]:
+        """Times of the task, and of `SepTr` right before each.
+
+        A machine that is shared or that warms up changes its speed within minutes: two medians taken one
+        after the other can differ by a third. The ratio of two calls side by side does not.
+        """
+        cpu = torch.device("cpu")
+        first = next(stream)
+        expected = sum(seconds(lambda call=call: call(*first), cpu) for call in (task, beside) if call is not None)  # type: ignore[misc]
+        rounds = min(MOST_ROUNDS, max(case.rounds, int(SECONDS[self.setting] / max(expected, 1e-6))))
+        own: list[float] = []
+        ours: list[float] = []
+        count = itertools.count(1)
+
+        def setup() -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+            inputs = next(stream)
+            self.notify(f"{case.name}: round {next(count)} of {rounds}")
+            if beside is not None:
+                ours.append(seconds(lambda: beside(*inputs), cpu))
+            return inputs, {}
+
+        def timed(*inputs: Tensor) -> Any:
+            start = time.perf_counter()
+            result = task(*inputs)
+            own.append(time.perf_counter() - start)
+            return result
+
+        benchmark.group = case.name
+        benchmark.pedantic(timed, setup=setup, rounds=rounds, warmup_rounds=0)
+        return own, ours
+
+    def _at_largest_batch(self, case: Case, name: str) -> Case:
+        """The case with the largest batch whose training step stays within the limit."""
+
+        def peak(batch: int) -> int:
+            self.notify(f"{case.name}: {name}, a batch of {batch}")
+            one = replace(case, batch=batch)
+            task = models.task(models.build(name, one, self.source.num_classes(one), self.device), one, self.device)
+            inputs = next(self.source.batches(one, models.dtype(one)))
+            task(*inputs)
+            return self._watch(lambda: task(*inputs)).peak
+
+        found = largest_batch(peak, self.limit)
+        if found == 0:
+            self._skip(case, name, f"a batch of one takes more than {self.limit / 2**20:.0f} MiB")
+        return replace(case, batch=found)
+
+    def _note(self, case: Case, name: str) -> str:
+        if case.group == cases.LARGEST:
+            return f"in {self.limit / 2**20:.0f} MiB beside parameters and inputs"
+        if name not in (cases.FUSED, cases.MERGED):
+            return ""
+        shape = models.shape(case)
+        key = (shape.rows * case.batch, 1 if name == cases.MERGED else shape.heads, shape.tokens)
+        head_dim = shape.dim if name == cases.MERGED else shape.dim_head
+        query = (*key[:2], shape.tokens * (shape.heads if name == cases.MERGED else 1))
+        dtype = torch.bfloat16 if case.precision == "autocast" else models.dtype(case)
+        kernel = attention_kernel((*query, head_dim), (*key, head_dim), dtype, self.device, case.training)
+        return f"attention: {kernel}"
+
+    def _why_no_time(self, case: Case, name: str) -> str | None:
+        expected = max(self.compile_seconds, default=COMPILE_SECONDS) if name in cases.COMPILED else 0.0
+        if self.setting == "smoke":
+            expected = 0.0
+        return None if self.budget.allows(f"{case.name}: {name}", expected) else "no time was left for it"
+
+    def _skip(self, case: Case, name: str, reason: str) -> None:
+        """Note what does not run, and end the test."""
+        self.not_run.append(NotRun(case.name, name, reason))
+        pytest.skip(reason)
+
+    def _free(self) -> None:
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _eager_name(name: str) -> str:
+    """The model whose arithmetic a captured one repeats."""
+    return OURS if name in (cases.GRAPH, cases.OURS_COMPILED) else name
+
+
+def _ratios(own: list[float], ours: list[float]) -> dict[str, float]:
+    """Fields of a `Result`: a model's times over those of `SepTr` beside them."""
+    if not ours:
+        return {}
+    ratios = [mine / yours for mine, yours in zip(own, ours, strict=True)]
+    return {"ratio": statistics.median(ratios), "lowest_ratio": min(ratios), "highest_ratio": max(ratios)}
+
+
+def _quartile(times: list[float], index: int) -> float:
+    return statistics.quantiles(times, n=4, method="inclusive")[index] if len(times) > 1 else times[0]
+
+
+def _why_failed(error: Exception) -> str | None:
+    """Why a baseline cannot run here, in a line, where that is its own or the machine's fault; None otherwise."""
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        return "out of memory"
+    if isinstance(error, torch._dynamo.exc.TorchDynamoException):
+        return f"torch.compile fails: {first[:200]}"
+    return None

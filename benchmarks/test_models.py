@@ -1,0 +1,17 @@
+"""The whole model: forward passes and training steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from benchmarks.cases import FORWARD, STEP, Case
+from benchmarks.runner import Runner
+
+GROUPS = (FORWARD, STEP)
+
+
+@pytest.mark.benchmark(warmup=False)
+def test_model(benchmark: Any, case: Case, model_name: str, runner: Runner) -> None:
+    runner.run(benchmark, case, model_name)

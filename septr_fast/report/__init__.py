@@ -1,0 +1,1 @@
+"""Stored results as one page with tables and charts: `python -m septr_fast report`."""
