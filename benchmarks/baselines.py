@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from benchmarks.timing import seconds
 from septr_fast import reference
 
+KERNELS = (
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+)
+TRIALS = 3
 PATCH = 16
 """Height and width of a patch of ViT and AST."""
 
@@ -89,17 +98,40 @@ def fold(model: nn.Module) -> nn.Module:
     return model
 
 
-def attention_kernel(
+def fastest_attention(
     query_shape: tuple[int, ...],
     key_shape: tuple[int, ...],
     dtype: torch.dtype,
     device: torch.device,
     training: bool = False,
-) -> str:
-    """Which kernel `scaled_dot_product_attention` takes for queries and keys `(rows, heads, tokens, dim_head)`."""
-    query = torch.empty(query_shape, dtype=dtype, device=device, requires_grad=training)
-    key = torch.empty(key_shape, dtype=dtype, device=device, requires_grad=training)
-    return SDPBackend(torch._fused_sdp_choice(query, key, key)).name
+) -> SDPBackend:
+    """The fastest kernel of `scaled_dot_product_attention` on this device, by trial.
+
+    Args:
+        query_shape: `(rows, heads, tokens, dim_head)`.
+        key_shape: of keys and values, likewise.
+        dtype: of all three.
+        device: where they are.
+        training: whether the backward pass counts too.
+    """
+    query = torch.randn(query_shape, device=device).to(dtype).requires_grad_(training)
+    key = torch.randn(key_shape, device=device).to(dtype).requires_grad_(training)
+
+    def attend() -> None:
+        out = F.scaled_dot_product_attention(query, key, key)
+        if training:
+            out.backward(out)
+
+    times = {}
+    for kernel in KERNELS:
+        try:
+            with sdpa_kernel(kernel), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                attend()
+                times[kernel] = min(seconds(attend, device) for _ in range(TRIALS))
+        except RuntimeError:
+            continue
+    return min(times, key=lambda kernel: times[kernel])
 
 
 class Patches(nn.Module):

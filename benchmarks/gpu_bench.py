@@ -16,6 +16,9 @@ from benchmarks.timing import Budget
 RESERVE = 30.0
 """Seconds of the stage for the ceilings, the kernels and the page at the end."""
 
+TINY = "block or largest"
+"""Which benchmarks a rehearsal runs."""
+
 
 def measure(device: torch.device, tiny: bool, budget: Budget, out: Path) -> dict[str, Any]:
     """Run the benchmarks and return what they stored; `passed` tells whether no test failed."""
@@ -23,7 +26,7 @@ def measure(device: torch.device, tiny: bool, budget: Budget, out: Path) -> dict
     results = folder / "results.json"
     results.unlink(missing_ok=True)
     options = ["--benchmark-only", "--device", device.type, "--audio", "noise", "--out", str(folder.resolve())]
-    options += ["--smoke"] if tiny else ["--quick", "--seconds", str(budget.left - RESERVE)]
+    options += ["--smoke", "-k", TINY] if tiny else ["--quick", "--seconds", str(budget.left - RESERVE)]
     command = [sys.executable, *_isolation(), "-m", "pytest", "benchmarks/", "-q", "-p", "no:cacheprovider", *options]
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "log").open("w", encoding="utf-8") as log:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from septr_fast.kernels import launch
 from torch import Tensor
 
 from benchmarks.bare import ROOT
+from benchmarks.graphs import captured
 from benchmarks.timing import Budget
 from septr_fast import SepTr
 from septr_fast.workloads import Workload, workloads
@@ -159,17 +160,6 @@ def graphs(device: torch.device, tiny: bool) -> dict[str, bool]:
 
 def _same(one: Tensor | None, other: Tensor | None) -> bool:
     return one is other if one is None or other is None else torch.equal(one, other)
-
-
-def captured(call: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
-    """A CUDA graph of `call` and what it returned, after three calls to warm up."""
-    with _beside():
-        for _ in range(3):
-            call()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = call()
-    return graph, result
 
 
 def gradient_step(model: torch.nn.Module, x: Tensor, labels: Tensor) -> Tensor:

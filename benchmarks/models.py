@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks import baselines, cases, data, measure, parts
 from benchmarks.cases import Case
+from benchmarks.graphs import captured
 from septr_fast import SepTr, SepTrBlock, backend, reference
-from septr_fast.plan import TransformerShape
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 """Of parameters and inputs; float32 in every other precision."""
@@ -124,20 +126,6 @@ class Captured(nn.Module):
         return out
 
 
-def captured(call: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
-    """Capture `call` after a warm-up on a stream of its own; the graph, and what its replays write."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = call()
-    return graph, result
-
-
 @contextmanager
 def precision(name: str) -> Iterator[None]:
     """Set what `name` asks of float32 products; the former setting comes back."""
@@ -147,13 +135,6 @@ def precision(name: str) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-def autocast(case: Case, device: torch.device) -> AbstractContextManager[Any]:
-    """Autocast to bfloat16 where the case asks for it."""
-    if case.precision != "autocast":
-        return nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
 
 
 def flops(name: str, case: Case, num_classes: int) -> int:
@@ -178,21 +159,40 @@ def flops(name: str, case: Case, num_classes: int) -> int:
         return measure.flops(call)
 
 
-def shape(case: Case) -> TransformerShape:
-    """Of the first transformer."""
+def attention(name: str, case: Case, device: torch.device) -> SDPBackend | None:
+    """The kernel of `scaled_dot_product_attention` for a baseline on it, the fastest on this device."""
+    if name not in (cases.FUSED, cases.MERGED):
+        return None
     with torch.device("meta"):
-        return SepTr(**case.config).plan().steps[0].shape
+        shape = SepTr(**case.config).plan().steps[0].shape
+    rows, products = shape.rows * case.batch, torch.bfloat16 if case.precision == "autocast" else dtype(case)
+    key = (rows, shape.heads, shape.tokens, shape.dim_head)
+    query = key
+    if name == cases.MERGED:
+        key, query = (rows, 1, shape.tokens, shape.dim), (rows, 1, shape.tokens * shape.heads, shape.dim)
+    return baselines.fastest_attention(query, key, products, device, case.training)
 
 
-def task(model: nn.Module, case: Case, device: torch.device) -> Task:
+@contextmanager
+def settings(case: Case, device: torch.device, kernel: SDPBackend | None = None) -> Iterator[None]:
+    """Autocast to bfloat16 where the case asks for it, and attention on `kernel`."""
+    with ExitStack() as stack:
+        if case.precision == "autocast":
+            stack.enter_context(torch.autocast(device.type, torch.bfloat16))
+        if kernel is not None:
+            stack.enter_context(sdpa_kernel(kernel))
+        yield
+
+
+def task(model: nn.Module, case: Case, device: torch.device, kernel: SDPBackend | None = None) -> Task:
     """A function of the case's inputs that does the task once and waits for the device."""
-    train = _trains(model, case, device) if case.training else None
+    train = _trains(model, partial(settings, case, device, kernel)) if case.training else None
 
     def run(*inputs: Tensor) -> Any:
         if train is not None:
             result = train(*inputs)
         else:
-            with torch.no_grad(), autocast(case, device):
+            with torch.no_grad(), settings(case, device, kernel):
                 result = model(*inputs[: 2 if case.group in cases.PARTS else 1])
         if device.type == "cuda":
             torch.cuda.synchronize(device)
@@ -201,12 +201,14 @@ def task(model: nn.Module, case: Case, device: torch.device) -> Task:
     return run
 
 
-def _trains(model: nn.Module, case: Case, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
+def _trains(
+    model: nn.Module, context: Callable[[], AbstractContextManager[None]]
+) -> Callable[[Tensor, Tensor], Tensor]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
 
     def train(x: Tensor, labels: Tensor) -> Tensor:
         optimizer.zero_grad()
-        with autocast(case, device):
+        with context():
             logits: Tensor = model(x)
             loss = F.cross_entropy(logits, labels)
         loss.backward()

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import cases, gpu_ceilings, models, parity
-from benchmarks.baselines import attention_kernel
 from benchmarks.cases import Case
 from benchmarks.data import Source
 from benchmarks.memory import Memory, largest_batch, memory
@@ -96,12 +95,14 @@ class Runner:
             case = self._at_largest_batch(case, name)
         classes = self.source.num_classes(case)
         model = models.build(name, case, classes, self.device, smoke=self.setting == "smoke")
+        kernel = models.attention(name, case, self.device)
+        context = partial(models.settings, case, self.device, kernel)
         stream = self.source.batches(case, models.dtype(case))
-        error = self._check(model, case, name, next(stream))
-        task = models.task(model, case, self.device)
-        used, kept = self._memory(model, task, case, name, next(stream))
+        error = self._check(model, case, name, next(stream), context)
+        task = models.task(model, case, self.device, kernel)
+        used, kept = self._memory(model, task, case, name, next(stream), context)
         beside = None if name == OURS or case.group == cases.LARGEST else self._ours(case, classes)
-        own, ours = self._time(benchmark, case, task, beside, stream)
+        own, ours = self._time(benchmark, case, name, task, beside, stream)
         found = Result(
             group=case.group,
             case=case.name,
@@ -123,16 +124,17 @@ class Runner:
             peak_bytes=used,
             error=error,
             at=case.at,
-            note=self._note(case, name),
+            note=self._note(case, kernel),
         )
         self.results.append(found)
         benchmark.extra_info.update(asdict(found))
 
-    def _check(self, model: nn.Module, case: Case, name: str, inputs: tuple[Tensor, ...]) -> float:
+    def _check(
+        self, model: nn.Module, case: Case, name: str, inputs: tuple[Tensor, ...], context: parity.Context
+    ) -> float:
         """The largest error of the outputs; raise `ParityError` where they, or the gradients, are not right."""
         *given, labels = inputs
         wanted = labels if case.training else None
-        context = partial(models.autocast, case, self.device)
         kind = name if name in cases.PATCH_MODELS else cases.REFERENCE
         key = case.name, kind
         if key not in self._exact:
@@ -142,7 +144,8 @@ class Runner:
             plain = models.plain(name, case, self.source.num_classes(case), self.device)
             few = tuple(x[: parity.SAMPLES] for x in given)
             exact = parity.exact(plain, few, wanted)
-            self._exact[key] = exact, parity.errors(parity.outcome(plain, few, wanted, context), exact)
+            usual = partial(models.settings, case, self.device)
+            self._exact[key] = exact, parity.errors(parity.outcome(plain, few, wanted, usual), exact)
         exact, plain_errors = self._exact[key]
         self.notify(f"{case.name}: {name}, is it right?")
         start = time.monotonic()
@@ -154,7 +157,13 @@ class Runner:
         return found.outputs
 
     def _memory(
-        self, model: nn.Module, task: Task, case: Case, name: str, inputs: tuple[Tensor, ...]
+        self,
+        model: nn.Module,
+        task: Task,
+        case: Case,
+        name: str,
+        inputs: tuple[Tensor, ...],
+        context: parity.Context,
     ) -> tuple[int | None, int | None]:
         """Bytes at the peak of a call, and bytes kept for the backward pass, the result left out."""
         self.notify(f"{case.name}: {name}, memory")
@@ -166,7 +175,7 @@ class Runner:
             return used, None
 
         def forward() -> Any:
-            with models.autocast(case, self.device):
+            with context():
                 return model(inputs[0])
 
         return used, self._watch(forward).kept
@@ -186,7 +195,13 @@ class Runner:
         return self._beside[1]
 
     def _time(
-        self, benchmark: Any, case: Case, task: Task, beside: Task | None, stream: Iterator[tuple[Tensor, ...]]
+        self,
+        benchmark: Any,
+        case: Case,
+        name: str,
+        task: Task,
+        beside: Task | None,
+        stream: Iterator[tuple[Tensor, ...]],
     ) -> tuple[list[float], list[float]]:
         """Times of the task, and of `SepTr` right before each.
 
@@ -203,7 +218,7 @@ class Runner:
 
         def setup() -> tuple[tuple[Tensor, ...], dict[str, Any]]:
             inputs = next(stream)
-            self.notify(f"{case.name}: round {next(count)} of {rounds}")
+            self.notify(f"{case.name}: {name}, round {next(count)} of {rounds}")
             if beside is not None:
                 ours.append(seconds(lambda: beside(*inputs), cpu))
             return inputs, {}
@@ -234,18 +249,10 @@ class Runner:
             self._skip(case, name, f"a batch of one takes more than {self.limit / 2**20:.0f} MiB")
         return replace(case, batch=found)
 
-    def _note(self, case: Case, name: str) -> str:
+    def _note(self, case: Case, kernel: Any) -> str:
         if case.group == cases.LARGEST:
             return f"in {self.limit / 2**20:.0f} MiB beside parameters and inputs"
-        if name not in (cases.FUSED, cases.MERGED):
-            return ""
-        shape = models.shape(case)
-        key = (shape.rows * case.batch, 1 if name == cases.MERGED else shape.heads, shape.tokens)
-        head_dim = shape.dim if name == cases.MERGED else shape.dim_head
-        query = (*key[:2], shape.tokens * (shape.heads if name == cases.MERGED else 1))
-        dtype = torch.bfloat16 if case.precision == "autocast" else models.dtype(case)
-        kernel = attention_kernel((*query, head_dim), (*key, head_dim), dtype, self.device, case.training)
-        return f"attention: {kernel}"
+        return "" if kernel is None else f"attention: {kernel.name}"
 
     def _why_no_time(self, case: Case, name: str) -> str | None:
         expected = max(self.compile_seconds, default=COMPILE_SECONDS) if name in cases.COMPILED else 0.0

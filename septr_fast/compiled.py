@@ -153,10 +153,15 @@ def _cached(key: str, launch: Launch, arch: int, cache: Path) -> Compiled | Fail
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
         return Failed(" … ".join(dict.fromkeys((f"{type(error).__name__}: {lines[0]}", lines[-1]))))
+    keep(key, result, cache)
+    return result
+
+
+def keep(key: str, result: Compiled, cache: Path) -> None:
+    """Write what was found in the kernel of `identity` `key` to the folder `cache`."""
     with tempfile.NamedTemporaryFile("w", dir=cache, delete=False, encoding="utf-8") as file:
         json.dump(asdict(result), file)
-    os.replace(file.name, path)
-    return result
+    os.replace(file.name, cache / f"{key}.json")
 
 
 def inspect(kernel: Any, arch: int) -> Compiled:

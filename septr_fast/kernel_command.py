@@ -33,10 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["bfloat16", "float16", "float32"])
     parser.add_argument("--json", action="store_true", dest="as_json", help="objects for machines in place of tables")
     parser.add_argument("--cache", type=Path, default=CACHE, help="folder of earlier results (default: %(default)s)")
+    parser.add_argument("--known", type=Path, help="an earlier report by --json, for kernels that have not changed")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="kernels compiled at a time")
 
 
-def run(arch: Sequence[int], dtype: Sequence[str], as_json: bool, cache: Path, jobs: int) -> int:
+def run(
+    arch: Sequence[int], dtype: Sequence[str], as_json: bool, cache: Path, jobs: int, known: Path | None = None
+) -> int:
     """Compile, print the report and return the exit status: 1 where a kernel falls short.
 
     Args:
@@ -45,6 +48,8 @@ def run(arch: Sequence[int], dtype: Sequence[str], as_json: bool, cache: Path, j
         as_json: whether to print objects in place of tables.
         cache: folder of earlier results.
         jobs: kernels compiled at a time.
+        known: an earlier report in JSON; its findings stand for kernels whose source, configuration, arguments
+            and compiler are the same.
     """
     try:
         import triton
@@ -52,8 +57,12 @@ def run(arch: Sequence[int], dtype: Sequence[str], as_json: bool, cache: Path, j
         sys.stderr.write("septr_fast kernels: the package triton is not installed\n")
         return 2
     if triton.knobs.runtime.interpret:
-        return _without_interpreter(arch, dtype, as_json, cache, jobs)
+        return _without_interpreter(arch, dtype, as_json, cache, jobs, known)
     from septr_fast import kernel_report
+
+    if known is not None:
+        cache.mkdir(parents=True, exist_ok=True)
+        kernel_report.remember(json.loads(known.read_text(encoding="utf-8"))["kernels"], cache)
 
     entries = kernel_report.examine(_recorded(arch, dtype), cache, jobs, _progress)
     shortfalls = [text for entry in entries for text in kernel_report.complaints(entry)]
@@ -105,9 +114,12 @@ def _as_json(entries: Sequence[Any], shortfalls: Sequence[str]) -> str:
     return json.dumps(report, indent=1)
 
 
-def _without_interpreter(arch: Sequence[int], dtype: Sequence[str], as_json: bool, cache: Path, jobs: int) -> int:
+def _without_interpreter(
+    arch: Sequence[int], dtype: Sequence[str], as_json: bool, cache: Path, jobs: int, known: Path | None
+) -> int:
     """Start the report in a process of its own: kernels that were imported to be interpreted do not compile."""
     options = ["--arch", *map(str, arch), "--dtype", *dtype, "--cache", str(cache), "--jobs", str(jobs)]
+    options += [] if known is None else ["--known", str(known)]
     command = [sys.executable, "-m", "septr_fast", "kernels", *options, *(["--json"] if as_json else [])]
     return subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "0"}).returncode
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from septr_fast import compiled
 from septr_fast.compiled import Compiled, Failed, compile_all, identity
 from septr_fast.kernels.launch import SHARED_MEMORY, Launch, ceil_div
 from septr_fast.tensor_bytes import distinct_bytes
@@ -70,11 +71,13 @@ class Entry:
         case: model, dtype and architecture.
         launches: that this kernel serves while the model runs.
         compiled: what was found, or why there is nothing.
+        identity: of the kernel, by `compiled.identity`.
     """
 
     case: Case
     launches: Sequence[Launch]
     compiled: Compiled | Failed
+    identity: str = ""
 
     @property
     def name(self) -> str:
@@ -147,8 +150,8 @@ def examine(
         for launch in launches:
             groups.setdefault((case, identity(launch, case.arch)), []).append(launch)
     distinct = {key: (group[0], case.arch) for (case, key), group in groups.items()}
-    compiled = compile_all(distinct, cache, jobs, progress(len(distinct)))
-    return [Entry(case, group, compiled[key]) for (case, key), group in groups.items()]
+    found = compile_all(distinct, cache, jobs, progress(len(distinct)))
+    return [Entry(case, group, found[key], key) for (case, key), group in groups.items()]
 
 
 def bytes_moved(launch: Launch) -> int:
@@ -172,8 +175,8 @@ def programs_per_multiprocessor(arch: int, warps: int, compiled: Compiled) -> in
 
 def as_json(entry: Entry) -> dict[str, Any]:
     """`entry` as plain values; programs, operations and bytes are those of its largest launch."""
-    first, compiled = entry.launches[0], entry.compiled
-    found: dict[str, Any] = {} if isinstance(compiled, Failed) else vars(compiled)
+    first = entry.launches[0]
+    found: dict[str, Any] = {} if isinstance(entry.compiled, Failed) else vars(entry.compiled)
     return {
         "kernel": entry.name,
         **entry.case._asdict(),
@@ -189,7 +192,16 @@ def as_json(entry: Entry) -> dict[str, Any]:
         "executed_flops": entry.largest.executed_flops,
         "least_bytes_moved": bytes_moved(entry.largest),
         "shortfalls": entry.shortfalls,
+        "identity": entry.identity,
     }
+
+
+def remember(kernels: Iterable[dict[str, Any]], cache: Path) -> None:
+    """Put what an earlier report found, as `as_json` gives it, into the folder `cache`, for kernels that stay."""
+    names = [field.name for field in fields(Compiled)]
+    for kernel in kernels:
+        if all(name in kernel for name in names):
+            compiled.keep(kernel["identity"], Compiled(**{name: kernel[name] for name in names}), cache)
 
 
 _HEADER = (

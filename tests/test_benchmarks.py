@@ -1,137 +1,405 @@
-"""The benchmarks: a smoke run as users start it, refusal of wrong results, tables and README."""
+"""The benchmarks: a smoke run as users start it, what is refused, what cannot run, and how it is counted."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import soundfile
 import torch
+from torch import nn
 
-from benchmarks import parity, report
-from benchmarks.cases import BASELINE, FULL, SMOKE, Case, build, step
+from benchmarks import baselines, cases, memory, models, parity, roofline, shapes
+from benchmarks.cases import AST, FUSED, MERGED, OURS, RECOMPUTING, REFERENCE, SMOKE, VIT, Case
+from benchmarks.data import Source
+from benchmarks.runner import Runner
+from benchmarks.timing import Budget
+from septr_fast.report import results
 
 ROOT = Path(__file__).resolve().parent.parent
-CASE = SMOKE[1]
+CPU = torch.device("cpu")
+FORWARD = Case(cases.FORWARD, "tiny", shapes.SMALL["benchmark"], 3, rounds=2)
+STEP = replace(FORWARD, group=cases.STEP)
+CLASSES = 35
 
 
 def run(*options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pytest", "benchmarks/", "--benchmark-only", "--smoke", *options]
-    plain = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "TRITON_"))}
     command += ["-p", "no:cacheprovider"]
     return subprocess.run(command, cwd=ROOT, env=plain, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
-def audio(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("audio")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess[str], Path]:
+    """A run on a folder of clips, and where it wrote."""
+    audio, out = tmp_path_factory.mktemp("audio"), tmp_path_factory.mktemp("out")
     for index, word in enumerate(("no", "yes")):
-        (folder / word).mkdir()
+        (audio / word).mkdir()
         wave = torch.sin(torch.arange(16000) * (0.05 + 0.1 * index)).numpy()
-        soundfile.write(folder / word / "clip.wav", wave, 16000)
-    return folder
-
-
-def test_smoke_run_on_a_folder_of_audio(audio: Path, tmp_path: Path) -> None:
-    done = run("--audio", str(audio), "--out", str(tmp_path), "--benchmark-json", str(tmp_path / "own.json"))
+        soundfile.write(audio / word / "clip.wav", wave, 16000)
+    done = run("--audio", str(audio), "--out", str(out), "--benchmark-json", str(out / "own.json"), "--device", "cpu")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "5 passed" in done.stdout
-    about, results = report.load(tmp_path / "results.json")
-    assert [(result.case, result.model) for result in results] == [
-        (case.name, model) for case in SMOKE for model in case.models
-    ]
-    assert report.table(results) in done.stdout
-    assert about["machine"]["torch"] == torch.__version__
-    assert about["audio"] == "a folder of clips"
-    assert (tmp_path / "benchmark.png").read_bytes().startswith(b"\x89PNG")
+    return done, out
+
+
+def test_everything_runs_or_says_why_not(smoke: tuple[subprocess.CompletedProcess[str], Path]) -> None:
+    done, out = smoke
+    found = results.load(out / "results.json")
+    asked = [(case.name, model) for case in SMOKE for model in case.models]
+    ran = {(result.case, result.model) for result in found.results}
+    reasons = {(entry.case, entry.model): entry.reason for entry in found.not_run}
+    assert ran | set(reasons) == set(asked)
+    assert not ran & set(reasons)
+    assert {model for _, model in reasons} == {cases.ON_PYTORCH, cases.ON_TRITON, cases.GRAPH}
+    assert reasons[SMOKE[0].name, cases.GRAPH] == "CUDA graphs need a CUDA device"
+    assert f"{len(ran)} passed, {len(reasons)} skipped" in done.stdout
+    assert len(json.loads((out / "own.json").read_text())["benchmarks"]) == len(ran)
     assert "100%" in done.stderr
-    assert len(json.loads((tmp_path / "own.json").read_text())["benchmarks"]) == 5
-    by_model = {result.model: result for result in results if result.case == CASE.name}
-    plain, ours, recomputing = (by_model[model] for model in CASE.models)
-    assert ours.gflop < recomputing.gflop < plain.gflop
-    assert recomputing.saved_mb < ours.saved_mb < plain.saved_mb
-    assert plain.ratio == 1
-    assert 0 < ours.lowest_ratio <= ours.ratio <= ours.highest_ratio
-    assert {result.rounds for result in results} == {CASE.rounds}
+    assert f"{SMOKE[0].name}: {FUSED}" in done.stderr
+
+
+def test_results_hang_together(smoke: tuple[subprocess.CompletedProcess[str], Path]) -> None:
+    found = results.load(smoke[1] / "results.json")
+    assert found.setting == "smoke"
+    assert found.input == "a folder of clips"
+    assert found.stamp["kind"] == "cpu"
+    assert found.stamp["versions"]["torch"] == torch.__version__
+    assert set(found.ceilings) == {"copy", "float32", "bfloat16", "autocast"}
+    assert all(rate > 0 for rate in found.ceilings.values())
+    for result in found.results:
+        assert 0 < result.lower_quartile <= result.seconds <= result.upper_quartile
+        assert result.rounds >= 2
+        assert result.error is not None
+        assert 0 <= result.error < (0.1 if result.precision == "bfloat16" else 1e-4)
+        assert (result.ratio is None) == (result.model == OURS or result.group == cases.LARGEST)
+        if result.ratio is not None:
+            assert 0 < result.lowest_ratio <= result.ratio <= result.highest_ratio
+        assert (result.saved_bytes is None) == (result.group not in (cases.STEP, cases.LARGEST))
+        assert result.useful_flops > 0
+    step = {result.model: result for result in found.results if result.group == cases.STEP}
+    assert step[OURS].flops == step[OURS].useful_flops < step[RECOMPUTING].flops < step[REFERENCE].flops
+    assert step[RECOMPUTING].saved_bytes < step[OURS].saved_bytes < step[REFERENCE].saved_bytes
+    assert step[OURS].parameters == step[REFERENCE].parameters == step[MERGED].parameters
+    assert "attention: " in step[FUSED].note
+    largest = {result.model: result for result in found.results if result.group == cases.LARGEST}
+    assert largest[OURS].batch > largest[REFERENCE].batch >= 1
+    assert max(result.peak_bytes for result in largest.values()) <= 4 << 20
+    assert {kernel.name for kernel in found.kernels} > {"axis_attention_fwd_kernel", "mlp_bwd_kernel"}
+    assert all(kernel.seconds is None for kernel in found.kernels)
+
+
+def test_the_page_is_written(smoke: tuple[subprocess.CompletedProcess[str], Path]) -> None:
+    done, out = smoke
+    page = (out / "report.md").read_text(encoding="utf-8")
+    assert "Growth" in page
+    charts = sorted(path.name for path in out.glob("*.png"))
+    assert len(charts) >= 6
+    assert all(name in page for name in charts)
+    assert "reference, compiled" in done.stdout
 
 
 def test_missing_audio_is_named(tmp_path: Path) -> None:
     done = run("--audio", str(tmp_path / "nowhere"), "--out", str(tmp_path))
     assert done.returncode != 0
-    assert "which is not a folder" in done.stdout
+    assert "which is not a folder" in done.stderr
 
 
-def outcome(case: Case) -> tuple[parity.Exact, parity.Errors, torch.Tensor, torch.Tensor]:
-    x, labels = torch.randn(2, 1, *case.size), torch.tensor([0, 3])
-    baseline = build(BASELINE, case, 5)
-    exact = parity.exact(baseline, x, labels, case.task == "training step")
-    return exact, parity.errors(baseline, x, labels, exact), x, labels
+@pytest.mark.parametrize(("setting", "device"), [(s, d) for s in ("smoke", "quick", "full") for d in ("cpu", "cuda")])
+def test_settings_name_every_case_once(setting: str, device: str) -> None:
+    found = cases.cases(setting, device)
+    names = [case.name for case in found]
+    assert len(set(names)) == len(names)
+    assert {case.group for case in found} == {cases.FORWARD, cases.STEP, *cases.PARTS, cases.LARGEST, *cases.GROWTH}
+    for case in found:
+        assert OURS in case.models
+        assert case.precision in cases.PRECISIONS
+        assert models.flops(OURS, replace(case, config=shapes.SMALL["benchmark"]), CLASSES) > 0
+    if setting == "full":
+        assert {case.shape for case in found} >= set(shapes.IN_USE)
+        assert {case.batch for case in found} >= ({1, 8, 64} if device == "cuda" else {1, 4, 8})
 
 
-@pytest.mark.parametrize("case", SMOKE, ids=lambda case: case.task)
-def test_right_results_pass(case: Case) -> None:
-    exact, baseline, x, labels = outcome(case)
-    for name in case.models:
-        parity.check(parity.errors(build(name, case, 5), x, labels, exact), baseline, exact, name)
+class Timer:
+    """Stands in for pytest-benchmark's fixture and notes what it times."""
+
+    def __init__(self) -> None:
+        self.timed = 0
+        self.extra_info: dict[str, Any] = {}
+        self.group = ""
+
+    def pedantic(self, function: Any, setup: Any, rounds: int, warmup_rounds: int) -> None:
+        for _ in range(rounds):
+            arguments, _ = setup()
+            function(*arguments)
+            self.timed += 1
 
 
-@pytest.mark.parametrize("case", SMOKE, ids=lambda case: case.task)
+def runner(seconds: float = 1000.0, limit: int = 4 << 20) -> Runner:
+    return Runner("smoke", CPU, Source(None, CPU), Budget(seconds), limit, lambda what: None)
+
+
+def off(change: float) -> Any:
+    """A build function whose SepTr is off by `change` in one bias."""
+    build = models.build
+
+    def wrong(name: str, *arguments: Any, **options: Any) -> nn.Module:
+        model = build(name, *arguments, **options)
+        with torch.no_grad():
+            model.transformer[1].transformer_w.layers[0][1].fn.net[3].bias[0] += change
+        return model
+
+    return wrong
+
+
+@pytest.mark.parametrize("case", [FORWARD, STEP], ids=lambda case: case.group)
 @pytest.mark.parametrize("change", [1e-4, float("nan")], ids=["slightly wrong", "NaN"])
-def test_a_planted_wrong_result_is_refused(case: Case, change: float) -> None:
-    exact, baseline, x, labels = outcome(case)
-    model = build("SepTr", case, 5)
-    with torch.no_grad():
-        model.transformer[1].transformer_w.layers[0][1].fn.net[3].bias[0] += change
+def test_a_planted_wrong_result_is_refused(case: Case, change: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    timer, found = Timer(), runner()
+    found.run(timer, case, OURS)
+    assert timer.timed >= 2
+    monkeypatch.setattr(models, "build", off(change))
+    timer = Timer()
     with pytest.raises(parity.ParityError, match="Nothing was timed"):
-        parity.check(parity.errors(model, x, labels, exact), baseline, exact, "SepTr")
+        found.run(timer, case, REFERENCE)
+    assert timer.timed == 0
+    assert [result.model for result in found.results] == [OURS]
+    assert found.not_run == []
 
 
-def test_a_planted_wrong_gradient_is_refused() -> None:
-    exact, baseline, x, labels = outcome(CASE)
-    model = build("SepTr", CASE, 5)
-    model.transformer[0].pos_embedding_h.register_hook(lambda gradient: gradient * 1.001)
+def test_a_planted_wrong_gradient_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    build = models.build
+
+    def wrong(*arguments: Any, **options: Any) -> nn.Module:
+        model = build(*arguments, **options)
+        model.transformer[0].pos_embedding_h.register_hook(lambda gradient: gradient * 1.001)
+        return model
+
+    monkeypatch.setattr(models, "build", wrong)
     with pytest.raises(parity.ParityError, match="the gradients are off"):
-        parity.check(parity.errors(model, x, labels, exact), baseline, exact, "SepTr")
+        runner().run(Timer(), STEP, OURS)
+
+
+@pytest.mark.parametrize("group", cases.PARTS)
+def test_a_planted_wrong_part_is_refused(group: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    build = models.build
+
+    def wrong(*arguments: Any, **options: Any) -> nn.Module:
+        part = build(*arguments, **options)
+        for name in ("transformer_h", "transformer_w"):
+            with torch.no_grad():
+                getattr(part.block, name).layers[0][0].fn.to_qkv.weight[0] += 0.1
+        return part
+
+    runner().run(Timer(), replace(FORWARD, group=group), OURS)
+    monkeypatch.setattr(models, "build", wrong)
+    with pytest.raises(parity.ParityError, match="the outputs are off"):
+        runner().run(Timer(), replace(FORWARD, group=group), OURS)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (torch.OutOfMemoryError("too much"), "out of memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out of memory"),
+        (torch._dynamo.exc.Unsupported("no such thing"), "torch.compile fails: no such thing"),
+    ],
+    ids=["GPU", "CPU", "compiler"],
+)
+def test_a_baseline_that_cannot_run_is_named(error: Exception, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> nn.Module:
+        raise error
+
+    monkeypatch.setattr(models, "build", fail)
+    found = runner()
+    with pytest.raises(pytest.skip.Exception):
+        found.run(Timer(), FORWARD, FUSED)
+    assert found.not_run == [results.NotRun(FORWARD.name, FUSED, reason)]
+    with pytest.raises(type(error)):
+        found.run(Timer(), FORWARD, OURS)
+    assert len(found.not_run) == 1
+
+
+def test_a_bug_in_a_baseline_is_no_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "build", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        runner().run(Timer(), FORWARD, REFERENCE)
+
+
+def test_what_there_is_no_time_for_is_named() -> None:
+    found = runner(seconds=0.0)
+    with pytest.raises(pytest.skip.Exception):
+        found.run(Timer(), FORWARD, REFERENCE)
+    assert found.not_run == [results.NotRun(FORWARD.name, REFERENCE, "no time was left for it")]
+
+
+@pytest.mark.parametrize(
+    ("name", "case", "reason"),
+    [
+        (VIT, replace(FORWARD, config={"input_size": (8, 48)}), "a patch of 16 x 16 is larger"),
+        (AST, replace(FORWARD, config={"channels": 3}), "AST takes one channel, not 3"),
+        (REFERENCE, replace(FORWARD, precision="tf32"), "TF32 is a mode"),
+        (cases.ON_TRITON, FORWARD, "CUDA device"),
+        (cases.ON_PYTORCH, FORWARD, "it is SepTr here"),
+        (VIT, replace(FORWARD, config={"channels": 3}), None),
+        (FUSED, FORWARD, None),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_reasons(name: str, case: Case, reason: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    found = models.why_not(name, case, CPU)
+    assert found is None if reason is None else reason in str(found)
+
+
+@pytest.mark.parametrize("name", ["uneven pooling", "single full head", "wide heads"])
+@pytest.mark.parametrize("kind", [baselines.FusedAttention, baselines.MergedAttention])
+def test_baselines_compute_the_same(kind: type[baselines.FusedAttention], name: str) -> None:
+    from compare import relative_error
+
+    from septr_fast import reference
+
+    plain, other = (reference.SepTr(**shapes.SMALL[name]).double() for _ in range(2))
+    baselines.with_attention(other, kind)
+    other.load_state_dict(plain.state_dict())
+    first = plain.transformer[0]
+    x = torch.randn(2, first.channels, *first.input_size, dtype=torch.float64)
+    assert relative_error(other(x), plain(x)) < 1e-12
+    assert relative_error(baselines.fold(other).eval()(x), plain(x)) < 1e-12
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_fastest_attention_is_taken(training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.nn.attention import SDPBackend
+
+    shape, tried = (2, 2, 5, 8), []
+
+    def seconds(call: Any, device: torch.device) -> float:
+        call()
+        return [3.0, 1.0][tried.append(call) or len(tried) <= baselines.TRIALS]
+
+    monkeypatch.setattr(baselines, "seconds", seconds)
+    assert baselines.fastest_attention(shape, shape, torch.float32, CPU, training) == SDPBackend.FLASH_ATTENTION
+    assert len(tried) == 2 * baselines.TRIALS
+    monkeypatch.setattr(baselines, "KERNELS", baselines.KERNELS[::-1])
+    tried.clear()
+    assert baselines.fastest_attention(shape, shape, torch.float32, CPU, training) == SDPBackend.MATH
+
+
+def test_folded_circuits_are_not_used_in_training() -> None:
+    model = baselines.fold(models.build(MERGED, STEP, CLASSES, CPU, smoke=True))
+    merged = next(module for module in model.modules() if isinstance(module, baselines.MergedAttention))
+    x = torch.randn(1, 4, 16)
+    before = merged(x)
+    with torch.no_grad():
+        merged.to_qkv.weight *= 2
+    assert not torch.equal(merged(x), before)
+
+
+@pytest.mark.parametrize(("name", "millions"), [(VIT, 85.3), (cases.VIT_TINY, 5.4), (AST, 85.4), (cases.AST_TINY, 5.4)])
+def test_sizes_of_vit_and_ast(name: str, millions: float) -> None:
+    with torch.device("meta"):
+        model = models.build(name, Case(cases.FORWARD, "default", {}, 1), CLASSES, torch.device("meta"))
+    assert sum(parameter.numel() for parameter in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.05)
 
 
 def test_models_start_alike_and_take_the_same_step() -> None:
-    x, labels = torch.randn(2, 1, *CASE.size), torch.tensor([1, 2])
-    models = [build(name, CASE, 5) for name in CASE.models]
-    for model in models:
-        step(model, CASE.task)(x, labels)
-    for key, value in models[0].state_dict().items():
-        assert not torch.equal(value, build(BASELINE, CASE, 5).state_dict()[key]), key
-        for model in models[1:]:
+    names = (REFERENCE, OURS, RECOMPUTING)
+    x, labels = torch.randn(2, 1, *STEP.size), torch.tensor([1, 2])
+    built = [models.build(name, STEP, 5, CPU) for name in names]
+    start = models.build(REFERENCE, STEP, 5, CPU).state_dict()
+    for model in built:
+        models.task(model, STEP, CPU)(x, labels)
+    for key, value in built[0].state_dict().items():
+        assert not torch.equal(value, start[key]), key
+        for model in built[1:]:
             torch.testing.assert_close(model.state_dict()[key], value, rtol=0, atol=3e-4)
 
 
-def test_readme_shows_the_stored_results() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    path = Path("benchmarks/results/cpu.json")
-    stored = report.load(ROOT / path)[1]
-    assert [(result.case, result.model) for result in stored] == [
-        (case.name, model) for case in FULL for model in case.models
-    ]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        assert report.section(path) in readme
+def test_a_task_runs_in_its_precision() -> None:
+    case = replace(FORWARD, precision="autocast")
+    seen = []
+    model = models.build(REFERENCE, case, CLASSES, CPU)
+    model.fc.register_forward_hook(lambda module, inputs, out: seen.append(out.dtype))
+    models.task(model, case, CPU)(torch.randn(1, 1, *case.size))
+    assert seen == [torch.bfloat16]
+    assert models.dtype(replace(case, precision="float16")) == torch.float16
+    before = torch.get_float32_matmul_precision()
+    with models.precision("tf32"):
+        assert torch.get_float32_matmul_precision() == "high"
+    assert torch.get_float32_matmul_precision() == before
+
+
+def test_inputs_change_from_call_to_call_and_come_again() -> None:
+    source = Source(None, CPU)
+    for case in (FORWARD, replace(FORWARD, group=cases.BLOCK)):
+        first, again = (source.batches(case, torch.float32) for _ in range(2))
+        one, two = next(first), next(first)
+        assert not torch.equal(one[0], two[0])
+        assert all(torch.equal(x, y) for x, y in zip(one, next(again), strict=True))
+
+
+def test_memory_of_a_call() -> None:
+    def call() -> torch.Tensor:
+        kept = torch.empty(1000)
+        torch.empty(3000)
+        torch.empty(2000)
+        return kept
+
+    found = memory.memory(call, CPU)
+    assert found == memory.Memory(peak=4 * 4000, kept=4 * 1000)
+    assert memory.memory(lambda: None, CPU) == memory.Memory(0, 0)
+
+
+@pytest.mark.parametrize(
+    ("peak", "limit", "batch"),
+    [
+        (lambda batch: 10 + 7 * batch, 100, 12),
+        (lambda batch: 10 + 7 * batch, 94, 12),
+        (lambda batch: 10 + 7 * batch, 93, 11),
+        (lambda batch: 10 + 7 * batch, 17, 1),
+        (lambda batch: 10 + 7 * batch, 16, 0),
+        (lambda batch: 100 * batch + batch**2, 1000, 9),
+        (lambda batch: max(50, 5 * batch), 100, 20),
+    ],
+    ids=["between", "exact", "one less", "one", "none", "faster growth", "level at first"],
+)
+def test_largest_batch(peak: Any, limit: int, batch: int) -> None:
+    assert memory.largest_batch(peak, limit) == batch
+
+
+def test_kernels_of_the_default_step_are_counted() -> None:
+    found = {kernel.name: kernel for kernel in roofline.kernels(CPU)}
+    forward, backward = found["mlp_fwd_kernel"], found["mlp_bwd_kernel"]
+    assert backward.launches == forward.launches
+    assert 2 * backward.flops == 3 * forward.flops
+    tokens = 8 * 128 * 128 * 5 + 8 * 128 * 5
+    assert forward.flops == 4 * tokens * 256 * 256
+    assert forward.case == "training step, default, batch 8, bfloat16, counted for sm_90"
+
+
+def test_readme_shows_the_stored_results(tmp_path: Path) -> None:
+    from benchmarks import readme
+
+    stored = ROOT / "benchmarks" / "results"
+    folder = tmp_path / "benchmarks" / "results"
+    folder.mkdir(parents=True)
+    for file in stored.glob("*.json"):
+        shutil.copy(file, folder)
+    shown = (ROOT / "README.md").read_text(encoding="utf-8")
+    (tmp_path / "README.md").write_text(shown, encoding="utf-8")
+    readme.update(tmp_path / "README.md", folder, drawing=True)
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == shown, "update it: python -m benchmarks.readme"
+    assert {path.name for path in folder.glob("*.png")} == {path.name for path in stored.glob("*.png")}
 
 
 def test_readme_shows_the_plan() -> None:
     done = subprocess.run([sys.executable, "-m", "septr_fast", "plan"], capture_output=True, text=True, check=True)
     assert done.stdout.strip() in (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def test_ratios_are_of_neighbouring_calls() -> None:
-    from benchmarks.test_septr import Beside
-
-    beside = Beside(CASE, 5)
-    beside.seconds = [9.0, 2.0, 6.0]
-    assert beside.ratios([1.0, 2.0]) == [2.0, 3.0]
-    beside.call(torch.randn(2, 1, *CASE.size), torch.tensor([0, 1]))
-    assert len(beside.seconds) == 4
-    assert beside.seconds[3] > 0

@@ -12,21 +12,17 @@ from typing import Any
 
 import pytest
 import torch
-from compare import relative_error
 
 pytest.importorskip("triton")
 
-from benchmarks import gpu_check, timing
-from benchmarks.baselines import attention_kernel, with_fused_attention
+from benchmarks import cases, gpu_check, timing
 from benchmarks.gpu import SECONDS
-from benchmarks.shapes import SMALL
-from benchmarks.stamp import commit
-from septr_fast import reference, tuned
+from benchmarks.stamp import commit, processor
+from septr_fast import tuned
+from septr_fast.report.results import load
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
-MODELS = ("septr_fast", "septr_fast on PyTorch", "reference")
-FUSED = "reference, fused attention, compiled"
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +62,8 @@ def test_files_are_stamped(stage: str, stages: dict[str, Any]) -> None:
     content, text = stages[stage]
     assert content["stage"] == stage
     assert content["tiny"] is content["passed"] is True
-    assert content["stamp"]["device"] == "cpu"
+    assert content["stamp"]["device"] == processor()
+    assert content["stamp"]["kind"] == "cpu"
     assert content["stamp"]["versions"]["torch"] == torch.__version__
     assert content["stamp"]["commit"] == "unknown"
     assert 0 < content["seconds"] < 540
@@ -96,23 +93,20 @@ def test_ceilings(stages: dict[str, Any]) -> None:
     assert copied["bytes_per_second"] == pytest.approx(2 * copied["bytes"] / copied["seconds"])
 
 
-def test_bench(stages: dict[str, Any]) -> None:
-    results = stages["bench"][0]["results"]
-    inference, training = results["cases"]
-    assert set(inference["models"]) == {*MODELS, "reference, compiled", FUSED}
-    assert inference["failures"] == {"septr_fast, CUDA graph": "RuntimeError: graphs need a CUDA device"}
-    assert set(training["models"]) == {"septr_fast", FUSED}
-    assert training["useful_flops"] > inference["useful_flops"] > 0
-    for case in (inference, training):
-        for entry in case["models"].values():
-            assert entry["spectrograms_per_second"] == pytest.approx(case["batch"] / entry["seconds"])
-            rate = results["product"]["flops_per_second"]
-            assert entry["share_of_product"] == pytest.approx(case["useful_flops"] / entry["seconds"] / rate)
-        assert case["models"][FUSED][f"times as fast as {FUSED}"] == 1
-    assert [entry["as_good"] for entry in results["parity"]] == [True, True]
-    assert set(results["saved"]) == set(MODELS)
-    assert all(size > 0 for size in results["saved"].values())
-    assert results["attention_kernel"]["float32"] in ("MATH", "FLASH_ATTENTION")
+def test_bench(stages: dict[str, Any], tmp_path: Path) -> None:
+    content, text = stages["bench"]
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps(content["results"]["run"]))
+    run = load(file)
+    assert run.setting == "smoke"
+    assert run.input == "noise"
+    assert {result.group for result in run.results} == {cases.BLOCK, cases.LARGEST}
+    assert {result.model for result in run.results} >= {cases.OURS, cases.REFERENCE, cases.FUSED, cases.MERGED}
+    assert run.stamp == {**content["stamp"], "date": run.stamp["date"]}
+    assert all(f"{result.case:60} {result.model:42}" in text for result in run.results)
+    on_pytorch = f"{run.results[0].case}: {cases.ON_PYTORCH}: it is SepTr here"
+    assert on_pytorch in content["left_out"]
+    assert f"left out: {on_pytorch}" in text
 
 
 def test_tune(stages: dict[str, Any]) -> None:
@@ -170,17 +164,6 @@ def test_calls_are_interleaved() -> None:
     assert order[6:] == ["a", "b"]
     assert timing.spread([3.0, 1.0, 2.0])["seconds"] == 2
     assert timing.spread([3.0])["upper_quartile"] == 3
-
-
-@pytest.mark.parametrize("name", ["uneven pooling", "single full head"])
-def test_fused_attention_computes_the_same(name: str) -> None:
-    plain, fused = reference.SepTr(**SMALL[name]).double(), reference.SepTr(**SMALL[name]).double()
-    with_fused_attention(fused)
-    fused.load_state_dict(plain.state_dict())
-    first = plain.transformer[0]
-    x = torch.randn(2, first.channels, *first.input_size, dtype=torch.float64)
-    assert relative_error(fused(x), plain(x)) < 1e-12
-    assert attention_kernel(2, 2, 5, 8, torch.float32, CPU) in ("MATH", "FLASH_ATTENTION")
 
 
 def test_commit_is_read_without_git(tmp_path: Path) -> None:
