@@ -151,10 +151,10 @@ SMOKE = (
 
 QUICK_CPU = (
     Case(FORWARD, "default", {}, 1, models=(*ALL[:2], *ALL[3:])),
-    Case(FORWARD, "default", {}, 4, models=(OURS, OURS_COMPILED, REFERENCE, REFERENCE_COMPILED, VIT, AST), rounds=3),
+    Case(FORWARD, "default", {}, 4, models=(OURS, OURS_COMPILED, REFERENCE, REFERENCE_COMPILED), rounds=3),
     Case(STEP, "default, 64x64", IN_USE["default, 64x64"], 2, models=EAGER_TRAINED),
     *_parts("default", 1, "float32", (OURS, REFERENCE, FUSED)),
-    Case(LARGEST, "default, 64x64", IN_USE["default, 64x64"], 1, models=EAGER_TRAINED, rounds=1),
+    Case(LARGEST, "default, 64x64", IN_USE["default, 64x64"], 1, models=(OURS, RECOMPUTING, REFERENCE), rounds=1),
     *_growth("default, 32x32", {"input_size": (32, 32)}, _CPU_GROWTH, 1, "float32"),
 )
 """The default setting without a GPU: minutes on two cores."""

@@ -9,6 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+MOST = 4096
+"""Spectrograms in a largest batch; more are not tried."""
+
 
 class Memory(NamedTuple):
     """Bytes beyond what was allocated before.
@@ -52,19 +55,23 @@ def _of_cuda(call: Callable[[], Any], device: torch.device) -> Memory:
 def largest_batch(peak: Callable[[int], int], limit: int) -> int:
     """The largest batch whose `peak(batch)` bytes are within `limit`; 0 where one sample is too much.
 
-    The peak grows nearly in proportion to the batch: the first guess follows from batches of one and two, and
-    every guess is measured, until a batch fits and the next does not.
+    Doubles the batch until it is too large, then closes in by straight lines between what was measured, until
+    a batch fits and the next does not. At most `MOST`.
     """
-    one = peak(1)
-    if one > limit:
-        return 0
-    step = max(1, peak(2) - one)
-    known = {1: True}
-    guess = max(1, 1 + (limit - one) // step)
-    while True:
-        for batch in (guess, guess + 1):
-            if batch not in known:
-                known[batch] = peak(batch) <= limit
-        if known[guess] and not known[guess + 1]:
-            return guess
-        guess += 1 if known[guess] else -1
+    fits, fitting = 0, 0
+    fails, failing = 1, peak(1)
+    while failing <= limit and fails < MOST:
+        fits, fitting = fails, failing
+        fails *= 2
+        failing = peak(fails)
+    if failing <= limit:
+        return fails
+    while fits and fails - fits > 1:
+        guess = fits + (limit - fitting) * (fails - fits) // max(failing - fitting, 1)
+        guess = min(max(guess, fits + 1), fails - 1)
+        found = peak(guess)
+        if found <= limit:
+            fits, fitting = guess, found
+        else:
+            fails, failing = guess, found
+    return fits

@@ -57,7 +57,7 @@ class Runner:
         self.results: list[Result] = []
         self.not_run: list[NotRun] = []
         self.compile_seconds: list[float] = []
-        self._exact: dict[tuple[str, str], tuple[parity.Outcome, parity.Errors]] = {}
+        self._exact: dict[tuple[str, str, int], tuple[parity.Outcome, parity.Errors]] = {}
         self._beside: tuple[Case, Task] | None = None
 
     def run(self, benchmark: Any, case: Case, name: str) -> None:
@@ -100,9 +100,11 @@ class Runner:
         stream = self.source.batches(case, models.dtype(case))
         error = self._check(model, case, name, next(stream), context)
         task = models.task(model, case, self.device, kernel)
+        start = time.monotonic()
         used, kept = self._memory(model, task, case, name, next(stream), context)
         beside = None if name == OURS or case.group == cases.LARGEST else self._ours(case, classes)
-        own, ours = self._time(benchmark, case, name, task, beside, stream)
+        expected = (time.monotonic() - start) / 2
+        own, ours = self._time(benchmark, case, name, task, beside, stream, expected)
         found = Result(
             group=case.group,
             case=case.name,
@@ -136,9 +138,9 @@ class Runner:
         *given, labels = inputs
         wanted = labels if case.training else None
         kind = name if name in cases.PATCH_MODELS else cases.REFERENCE
-        key = case.name, kind
+        key = case.name, kind, min(case.batch, parity.SAMPLES)
         if key not in self._exact:
-            if not any(name == case.name for name, _ in self._exact):
+            if not any(name == case.name for name, *_ in self._exact):
                 self._exact.clear()
             self.notify(f"{case.name}: {kind} in float64")
             plain = models.plain(name, case, self.source.num_classes(case), self.device)
@@ -167,7 +169,8 @@ class Runner:
     ) -> tuple[int | None, int | None]:
         """Bytes at the peak of a call, and bytes kept for the backward pass, the result left out."""
         self.notify(f"{case.name}: {name}, memory")
-        task(*inputs)
+        if case.training or self.device.type == "cuda":
+            task(*inputs)
         if name == cases.GRAPH:
             return None, None
         used = self._watch(lambda: task(*inputs)).peak
@@ -202,6 +205,7 @@ class Runner:
         task: Task,
         beside: Task | None,
         stream: Iterator[tuple[Tensor, ...]],
+        expected: float,
     ) -> tuple[list[float], list[float]]:
         """Times of the task, and of `SepTr` right before each.
 
@@ -209,8 +213,6 @@ class Runner:
         after the other can differ by a third. The ratio of two calls side by side does not.
         """
         cpu = torch.device("cpu")
-        first = next(stream)
-        expected = sum(seconds(lambda call=call: call(*first), cpu) for call in (task, beside) if call is not None)  # type: ignore[misc]
         rounds = min(MOST_ROUNDS, max(case.rounds, int(SECONDS[self.setting] / max(expected, 1e-6))))
         own: list[float] = []
         ours: list[float] = []
