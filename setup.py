@@ -2,6 +2,8 @@ from pathlib import Path
 
 from setuptools import setup
 
+audio = ["soundfile>=0.12", "soxr>=0.3.7"]
+predict = [*audio, "safetensors>=0.4"]
 report = ["matplotlib>=3.8"]
 benchmark = [*report, "pytest>=8", "pytest-benchmark>=5", "soundfile>=0.12", "tqdm>=4.66", "transformers>=4.50"]
 
@@ -20,16 +22,18 @@ setup(
     install_requires=["torch>=2.11", "einops>=0.8", "numpy>=1.26"],
     extras_require={
         "triton": ["triton>=3.6"],
+        "audio": audio,
+        "predict": predict,
         "report": report,
         "benchmark": benchmark,
         "speech": ["espeakng-loader>=0.2", "tqdm>=4.66"],
         "dev": [
             *benchmark,
+            *predict,
             "librosa>=0.10",
             "mypy>=1.13",
             "pytest-xdist>=3.6",
             "ruff>=0.8",
-            "safetensors>=0.4",
             "triton>=3.6",
             "types-tqdm",
         ],

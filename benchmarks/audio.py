@@ -12,19 +12,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import soundfile
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from septr_fast.clips import find_clips, read_clip
+from septr_fast.mel import hertz_to_mel as _hertz_to_mel  # noqa: F401
+from septr_fast.mel import mel_edges as _mel_edges
+from septr_fast.mel import mel_filters
+from septr_fast.mel import mel_to_hertz as _mel_to_hertz  # noqa: F401
+from septr_fast.spectrogram import standardize_clips
+
 _FLOOR = 1e-10
 _WINDOW_SECONDS = 0.025
-
-# Slaney's mel scale: linear below 1000 Hz, 27 steps per factor of 6.4 above.
-_LINEAR_HERTZ = 200.0 / 3.0
-_BREAK_HERTZ = 1000.0
-_BREAK_MEL = _BREAK_HERTZ / _LINEAR_HERTZ
-_LOG_STEP = math.log(6.4) / 27.0
 
 _logger = logging.getLogger(__name__)
 
@@ -44,93 +44,6 @@ class Clips:
     labels: Tensor
     classes: list[str]
     names: list[str]
-
-
-def find_clips(folder: Path) -> list[Path]:
-    """All WAV files below `folder`, sorted, but for folders named with a leading underscore.
-
-    Those hold no class: Speech Commands keeps its background noise in one.
-
-    Args:
-        folder: searched with all its subfolders for files ending in ".wav", in any case.
-
-    Raises:
-        ValueError: if `folder` is no folder or holds no WAV file.
-    """
-    if not folder.is_dir():
-        raise ValueError(f"folder: expected a folder of WAV files, got {folder}, which is not a folder")
-    paths = [path for path in folder.rglob("*") if path.suffix.lower() == ".wav" and path.is_file()]
-    paths = [path for path in paths if not path.parent.name.startswith("_")]
-    if not paths:
-        raise ValueError(f"folder: expected WAV files below {folder}, found none")
-    return sorted(paths, key=Path.as_posix)
-
-
-def read_clip(path: Path) -> tuple[Tensor, int]:
-    """One WAV file as mono samples.
-
-    Args:
-        path: a WAV file with any number of channels, which are averaged.
-
-    Returns:
-        The samples `(samples,)`, float32, full scale at 1, and the rate in hertz.
-
-    Raises:
-        ValueError: if the file cannot be read, holds no samples or holds NaN or infinity.
-    """
-    try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, OSError) as error:
-        raise ValueError(f"path: expected a readable WAV file, got {path}: {error}") from error
-    waveform = torch.from_numpy(samples).mean(dim=1)
-    if len(waveform) == 0:
-        raise ValueError(f"path: expected a WAV file with samples, got {path}, which is empty")
-    if not bool(waveform.isfinite().all()):
-        raise ValueError(f"path: expected finite samples, got NaN or infinity in {path}")
-    return waveform, int(rate)
-
-
-def _hertz_to_mel(hertz: float) -> float:
-    """`hertz` on Slaney's mel scale."""
-    if hertz < _BREAK_HERTZ:
-        return hertz / _LINEAR_HERTZ
-    return _BREAK_MEL + math.log(hertz / _BREAK_HERTZ) / _LOG_STEP
-
-
-def _mel_to_hertz(mel: Tensor) -> Tensor:
-    """The inverse of `_hertz_to_mel`, elementwise."""
-    above = _BREAK_HERTZ * torch.exp(_LOG_STEP * (mel - _BREAK_MEL))
-    return torch.where(mel < _BREAK_MEL, mel * _LINEAR_HERTZ, above)
-
-
-def _mel_edges(mels: int, rate: int) -> Tensor:
-    """Corners of `mels` triangles, in hertz: `(mels + 2,)`, float64, evenly spaced in mel up to `rate / 2`."""
-    return _mel_to_hertz(torch.linspace(0.0, _hertz_to_mel(rate / 2), mels + 2, dtype=torch.float64))
-
-
-def mel_filters(mels: int, fft_size: int, rate: int) -> Tensor:
-    """Triangular mel filters of equal area on Slaney's scale, from 0 Hz to half the rate.
-
-    Args:
-        mels: number of filters.
-        fft_size: length of the Fourier transform, in samples.
-        rate: sampling rate in hertz.
-
-    Returns:
-        `(mels, fft_size // 2 + 1)`, float32; equal to `librosa.filters.mel(sr=rate, n_fft=fft_size, n_mels=mels)`.
-
-    Raises:
-        ValueError: if an argument is below 1.
-    """
-    for name, value in (("mels", mels), ("fft_size", fft_size), ("rate", rate)):
-        if value < 1:
-            raise ValueError(f"{name}: expected at least 1, got {value}")
-    edges = _mel_edges(mels, rate)
-    bins = torch.arange(fft_size // 2 + 1, dtype=torch.float64) * (rate / fft_size)
-    offsets = bins[None, :] - edges[:, None]
-    widths = edges.diff()[:, None]
-    triangles = torch.minimum(offsets[:-2] / widths[:-1], -offsets[2:] / widths[1:]).clamp(min=0.0)
-    return (triangles * (2.0 / (edges[2:] - edges[:-2]))[:, None]).float()
 
 
 def _check_layout(size: tuple[int, int], seconds: float) -> None:
@@ -158,13 +71,6 @@ def _fit(waveform: Tensor, samples: int) -> Tensor:
     """`waveform` cut at the end, or padded there with zeros, to `(samples,)`."""
     missing = max(samples - len(waveform), 0)
     return torch.nn.functional.pad(waveform[:samples], (0, missing))
-
-
-def _standardize(values: Tensor) -> Tensor:
-    """`values` with zero mean and unit variance; all zeros if they are constant."""
-    centred = values - values.mean()
-    deviation = centred.square().mean().sqrt()
-    return centred / deviation if float(deviation) > 1e-4 else torch.zeros_like(values)
 
 
 def log_mel(waveform: Tensor, rate: int, size: tuple[int, int] = (128, 128), seconds: float = 1.0) -> Tensor:
@@ -207,7 +113,7 @@ def log_mel(waveform: Tensor, rate: int, size: tuple[int, int] = (128, 128), sec
     )
     power = spectrum[:, :frames].abs().square()
     mel_power = mel_filters(mels, fft_size, rate).to(power.device) @ power
-    return _standardize(mel_power.clamp(min=_FLOOR).log())[None]
+    return standardize_clips(mel_power.clamp(min=_FLOOR).log()[None, None])[0]
 
 
 def _spread(paths: Sequence[Path], limit: int | None) -> list[Path]:
