@@ -13,7 +13,7 @@ test: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest tests -n $(WORKERS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n $(WORKERS)
 
 format: $(STAMP)
 	$(BIN)/ruff format .

@@ -5,6 +5,8 @@ from setuptools import setup
 audio = ["soundfile>=0.12", "soxr>=0.3.7"]
 predict = [*audio, "safetensors>=0.4"]
 report = ["matplotlib>=3.8"]
+hub = ["huggingface_hub>=0.26", "safetensors>=0.4.3"]
+onnx = ["onnx>=1.17", "onnxscript>=0.5"]
 benchmark = [*report, "pytest>=8", "pytest-benchmark>=5", "soundfile>=0.12", "tqdm>=4.66", "transformers>=4.50"]
 
 setup(
@@ -25,13 +27,18 @@ setup(
         "audio": audio,
         "predict": predict,
         "report": report,
+        "hub": hub,
+        "onnx": onnx,
         "benchmark": benchmark,
         "speech": ["espeakng-loader>=0.2", "tqdm>=4.66"],
         "dev": [
             *benchmark,
             *predict,
+            *hub,
+            *onnx,
             "librosa>=0.10",
             "mypy>=1.13",
+            "onnxruntime>=1.20",
             "pytest-xdist>=3.6",
             "ruff>=0.8",
             "triton>=3.6",

@@ -24,7 +24,14 @@ LEAST_CAPABILITY = (8, 0)
 
 
 def limit(
-    pass_name: str, *, dtypes: tuple[torch.dtype, ...], dim: int, head_dim: int, heads: int, dropout: bool
+    pass_name: str,
+    *,
+    dtypes: tuple[torch.dtype, ...],
+    dim: int,
+    head_dim: int,
+    heads: int,
+    dropout: bool,
+    along_padding: bool = False,
 ) -> str | None:
     """What of a pass the kernels cannot do; None if they can.
 
@@ -35,6 +42,7 @@ def limit(
         head_dim: features of a head, `dim` in the merged form.
         heads: number of heads.
         dropout: whether values are dropped.
+        along_padding: whether the sequences of a low-rank pass are padded themselves.
     """
     for dtype in dtypes:
         if dtype not in DTYPES:
@@ -43,4 +51,6 @@ def limit(
         return f"Triton kernels take up to {WIDEST} features of a token and of a head, not {max(dim, head_dim)}"
     if pass_name == "class_only_pass":
         return None if heads <= MOST_CLASS_HEADS else f"Triton kernels take up to {MOST_CLASS_HEADS} heads, not {heads}"
+    if along_padding:
+        return "Triton kernels run a low-rank pass along the axis that is not padded"
     return "Triton kernels have no dropout" if dropout else None

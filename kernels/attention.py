@@ -52,6 +52,16 @@ def load_vector(ptr, offs, stride, SIZE: tl.constexpr, OTHER: tl.constexpr):
 
 
 @triton.jit
+def load_valid(ptr, batch, SIZE: tl.constexpr):
+    """How many keys of a sample's sequences count: all `SIZE` where `ptr` is None."""
+    if ptr is None:
+        valid: tl.constexpr = SIZE
+    else:
+        valid = tl.load(ptr + batch).to(tl.int32)
+    return valid
+
+
+@triton.jit
 def inner_products(
     left,
     right,
@@ -103,6 +113,7 @@ def axis_attention_fwd_kernel(
     v_ptr,
     cls_k_ptr,
     cls_v_ptr,
+    valid_ptr,
     out_ptr,
     lse_ptr,
     q_strides,
@@ -128,7 +139,7 @@ def axis_attention_fwd_kernel(
     """One program: `BLOCK_Q` queries of one head of one sequence against all its keys, with a streamed softmax.
 
     Strides are `(batch, row, token, head, dim)`; of the class token's key and value `(batch, head, dim)`; of
-    the log-sum-exp `(batch, row, token, head, part)`.
+    the log-sum-exp `(batch, row, token, head, part)`. `valid_ptr` is that of `(batch,)` keys, or None for all.
     """
     TILES: tl.constexpr = (QUERIES + BLOCK_Q - 1) // BLOCK_Q
     EVEN_Q: tl.constexpr = QUERIES % BLOCK_Q == 0 and HEAD_DIM == BLOCK_D
@@ -160,14 +171,15 @@ def axis_attention_fwd_kernel(
     # (BLOCK_Q, BLOCK_D)
     acc = tl.zeros((BLOCK_Q, BLOCK_D), tl.float32) + cls_v[None, :]
     q_source = (q_ptr, offs_q, q_strides, QUERIES)
-    for start in range(0, KEYS, BLOCK_K):
+    valid = load_valid(valid_ptr, batch, KEYS)
+    for start in range(0, valid, BLOCK_K):
         # (BLOCK_K, BLOCK_D)
         k = load_tile(k_ptr, start + offs_k, offs_d, k_strides[2], k_strides[4], KEYS, HEAD_DIM, EVEN_K)
         # (BLOCK_Q, BLOCK_K)
         k_source = (k_ptr, start + offs_k, k_strides, KEYS)
         scores = inner_products(q, k, q_source, k_source, HEAD_DIM, BLOCK_D, BLOCK_C, INPUT_PRECISION)
-        if KEYS % BLOCK_K != 0:
-            scores = tl.where((start + offs_k < KEYS)[None, :], scores, float("-inf"))
+        if KEYS % BLOCK_K != 0 or valid_ptr is not None:
+            scores = tl.where((start + offs_k < valid)[None, :], scores, float("-inf"))
         new_largest = tl.maximum(largest, tl.max(scores, 1))
         rescale = tl.exp2((largest - new_largest) * LOG2E)
         p = tl.exp2((scores - new_largest[:, None]) * LOG2E)

@@ -27,6 +27,16 @@ def load_lse(ptr, offs, stride_part, mask):
 
 
 @triton.jit
+def load_padded(ptr, batch):
+    """How many keys of a sample's sequences count, None for all."""
+    if ptr is None:
+        valid = None
+    else:
+        valid = tl.load(ptr + batch).to(tl.int32)
+    return valid
+
+
+@triton.jit
 def weights_of(scores, highest, factor):
     """The attention weights of scores; the statistics broadcast."""
     return tl.exp2((scores - highest) * LOG2E) * factor
@@ -37,6 +47,7 @@ def attention_and_gradient(
     queries,
     keys,
     start,
+    valid,
     KEYS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -48,7 +59,7 @@ def attention_and_gradient(
     """The attention of queries to the block of keys from `start` on, zero to none, its gradient, and the keys.
 
     Queries are two tiles, the statistics of each query, and the sources of the tiles as for `inner_products`;
-    keys are the pointers of keys and values and their strides.
+    keys are the pointers of keys and values and their strides; `valid` of the `KEYS` count, None for all.
     """
     q, grad, highest, factor, q_source, grad_source = queries
     k_ptr, v_ptr, k_strides, v_strides = keys
@@ -65,7 +76,9 @@ def attention_and_gradient(
     # (BLOCK_Q, BLOCK_K)
     scores = inner_products(q, k, q_source, k_source, HEAD_DIM, BLOCK_D, BLOCK_C, INPUT_PRECISION)
     p = weights_of(scores, highest[:, None], factor[:, None])
-    if KEYS % BLOCK_K != 0:
+    if valid is not None:
+        p = tl.where((offs_k < valid)[None, :], p, 0.0)
+    elif KEYS % BLOCK_K != 0:
         p = tl.where((offs_k < KEYS)[None, :], p, 0.0)
     dp = inner_products(grad, v, grad_source, v_source, HEAD_DIM, BLOCK_D, BLOCK_C, INPUT_PRECISION)
     return p, dp, k
@@ -78,6 +91,7 @@ def axis_attention_bwd_query_kernel(
     v_ptr,
     cls_k_ptr,
     cls_v_ptr,
+    valid_ptr,
     grad_ptr,
     lse_ptr,
     delta_ptr,
@@ -145,15 +159,16 @@ def axis_attention_bwd_query_kernel(
     q_source, grad_source = (q_ptr, offs_q, q_strides, QUERIES), (grad_ptr, offs_q, grad_strides, QUERIES)
     queries, keys = (q, grad, highest, factor, q_source, grad_source), (k_ptr, v_ptr, k_strides, v_strides)
     delta = cls_p * cls_dp
+    valid = load_padded(valid_ptr, batch)
     if KEYS <= BLOCK_K:
         p, dp, k = attention_and_gradient(
-            queries, keys, 0, KEYS, HEAD_DIM, BLOCK_D, BLOCK_K, BLOCK_C, SHARED, INPUT_PRECISION
+            queries, keys, 0, valid, KEYS, HEAD_DIM, BLOCK_D, BLOCK_K, BLOCK_C, SHARED, INPUT_PRECISION
         )
         delta += tl.sum(p * dp, 1)
     else:
         for start in range(0, KEYS, BLOCK_K):
             p, dp, _ = attention_and_gradient(
-                queries, keys, start, KEYS, HEAD_DIM, BLOCK_D, BLOCK_K, BLOCK_C, SHARED, INPUT_PRECISION
+                queries, keys, start, valid, KEYS, HEAD_DIM, BLOCK_D, BLOCK_K, BLOCK_C, SHARED, INPUT_PRECISION
             )
             delta += tl.sum(p * dp, 1)
     tl.store(delta_ptr + offs_q.to(tl.int64) * delta_strides[2], delta, mask=offs_q < QUERIES)
@@ -169,7 +184,7 @@ def axis_attention_bwd_query_kernel(
         grad_q = cls_ds[:, None] * cls_k[None, :]
         for start in range(0, KEYS, BLOCK_K):
             p, dp, k = attention_and_gradient(
-                queries, keys, start, KEYS, HEAD_DIM, BLOCK_D, BLOCK_K, BLOCK_C, SHARED, INPUT_PRECISION
+                queries, keys, start, valid, KEYS, HEAD_DIM, BLOCK_D, BLOCK_K, BLOCK_C, SHARED, INPUT_PRECISION
             )
             ds = p * (dp - delta[:, None])
             grad_q = tl.dot(ds.to(k.dtype), k, grad_q, input_precision=INPUT_PRECISION)
@@ -211,6 +226,7 @@ def axis_attention_bwd_key_kernel(
     q_ptr,
     k_ptr,
     v_ptr,
+    valid_ptr,
     cls_q_ptr,
     grad_ptr,
     cls_grad_ptr,
@@ -298,6 +314,9 @@ def axis_attention_bwd_key_kernel(
     cls_scores = inner_products(k, cls_q, k_source, cls_q_source, HEAD_DIM, BLOCK_D, BLOCK_C, INPUT_PRECISION)
     cls_dp = inner_products(v, cls_grad, v_source, cls_grad_source, HEAD_DIM, BLOCK_D, BLOCK_C, INPUT_PRECISION)
     cls_p = weights_of(cls_scores, cls_highest[None, :], cls_factor[None, :])
+    valid = load_padded(valid_ptr, batch)
+    if valid is not None:
+        cls_p = tl.where((offs_k < valid)[:, None], cls_p, 0.0)
     grad_k, grad_v = add_key_gradients(
         cls_p, cls_dp, cls_q, cls_grad, cls_delta, grad_k, grad_v, SHARED, INPUT_PRECISION
     )
@@ -317,6 +336,8 @@ def axis_attention_bwd_key_kernel(
         scores = inner_products(k, q, k_source, q_source, HEAD_DIM, BLOCK_D, BLOCK_C, INPUT_PRECISION)
         dp = inner_products(v, grad, v_source, grad_source, HEAD_DIM, BLOCK_D, BLOCK_C, INPUT_PRECISION)
         p = weights_of(scores, highest[None, :], factor[None, :])
+        if valid is not None:
+            p = tl.where((offs_k < valid)[:, None], p, 0.0)
         grad_k, grad_v = add_key_gradients(p, dp, q, grad, delta, grad_k, grad_v, SHARED, INPUT_PRECISION)
     store_tile(grad_k_ptr, grad_k, offs_k, offs_d, grad_k_strides[2], grad_k_strides[4], LENGTH, HEAD_DIM, EVEN_K)
     if not SHARED:

@@ -24,6 +24,7 @@ class Operands:
         cls_query: `(batch, heads, head_dim)`.
         cls_key: `(batch, key_heads, head_dim)`.
         cls_value: like `cls_key`, or None where the keys are the values too.
+        valid: `(batch,)`, int64, contiguous: how many grid tokens of a sample's sequences are keys; None for all.
     """
 
     query: Tensor
@@ -32,6 +33,7 @@ class Operands:
     cls_query: Tensor
     cls_key: Tensor
     cls_value: Tensor | None
+    valid: Tensor | None = None
 
     @property
     def values(self) -> Tensor:
@@ -195,6 +197,7 @@ def _key_backward(
     block_d = launch.feature_block(head_dim)
     config = _config("axis_attention_bwd_key", operands, query)
     arguments: dict[str, Any] = {"lse_ptr": lse, "cls_lse_ptr": cls_lse, "delta_ptr": delta}
+    arguments["valid_ptr"] = operands.valid
     arguments |= {"cls_delta_ptr": cls_delta, "lse_strides": lse.stride(), "cls_lse_strides": cls_lse.stride()}
     arguments |= {"delta_strides": delta.stride(), "cls_delta_strides": cls_delta.stride()}
     strided = {"q": query, "k": key, "v": value, "cls_q": cls_query, "grad": grad, "cls_grad": cls_grad}
@@ -227,6 +230,7 @@ def _keys(operands: Operands, heads: int) -> dict[str, Any]:
         "v_ptr": value,
         "cls_k_ptr": cls_key,
         "cls_v_ptr": cls_value,
+        "valid_ptr": operands.valid,
         "k_strides": key.stride(),
         "v_strides": value.stride(),
         "cls_k_strides": cls_key.stride(),

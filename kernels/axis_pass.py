@@ -102,7 +102,13 @@ class _Chunk:
 
 
 def forward(
-    grid: Tensor, cls_token: Tensor, pos: Tensor, weights: Weights, settings: Settings, keep: bool
+    grid: Tensor,
+    cls_token: Tensor,
+    pos: Tensor,
+    weights: Weights,
+    settings: Settings,
+    keep: bool,
+    valid: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Run the pass.
 
@@ -113,6 +119,7 @@ def forward(
         weights: folded weights.
         settings: heads, form, epsilons and axis.
         keep: whether to return what the backward pass needs.
+        valid: `(batch,)`, int64, how many tokens of a sample's sequences are keys; None for all.
 
     Returns:
         The grid `(batch, height, width, dim)`, the class token of every sequence `(batch, rows, dim)`, and
@@ -125,7 +132,9 @@ def forward(
     cls_branch = torch.empty(batch, count, dim, dtype=weights.dtype, device=grid.device)
     cls_hat, cls_projected = _project_class_token(cls_token, pos, weights, settings)
     for chunk in chunks(rows, len(weights.query_bias), weights.dtype):
-        body, front = _branch(rows[chunk], pos, cls_hat[chunk[0]], cls_projected[chunk[0]], weights, settings)
+        samples = chunk[0]
+        cls = (cls_hat[samples], cls_projected[samples])
+        body, front = _branch(rows[chunk], pos, *cls, weights, settings, None if valid is None else valid[samples])
         cls_branch[chunk] = front
         kept = None if middle is None else along(middle, settings.axis)[chunk]
         written = along(out, settings.axis)[chunk]
@@ -146,6 +155,7 @@ def backward(
     settings: Settings,
     middle: Tensor,
     cls_middle: Tensor,
+    valid: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
     """Gradients of `forward`, from those of its first two results (any strides) and what it kept.
 
@@ -170,7 +180,8 @@ def backward(
     for chunk in chunks(rows, len(weights.query_bias), weights.dtype):
         x, samples = rows[chunk], chunk[0]
         hat = normalize(x, pos[1:], settings.attention_eps, weights.dtype)
-        computed = _attend(hat, cls_hat[samples], cls_projected[samples], weights, settings)
+        keys = None if valid is None else valid[samples]
+        computed = _attend(hat, cls_hat[samples], cls_projected[samples], weights, settings, keys)
         grad_middle, grad_branch = branch_gradient(
             middle_rows[chunk], grad_rows[chunk], grad_cls_middle[chunk], weights.layers, settings.mlp_eps, sums
         )
@@ -201,17 +212,26 @@ def backward(
 
 
 def _branch(
-    x: Tensor, pos: Tensor, cls_hat: Tensor, cls_projected: Tensor, weights: Weights, settings: Settings
+    x: Tensor,
+    pos: Tensor,
+    cls_hat: Tensor,
+    cls_projected: Tensor,
+    weights: Weights,
+    settings: Settings,
+    valid: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """What the attention adds in the rows `x`: to grid tokens, and to the class token of each row."""
     hat = normalize(x, pos[1:], settings.attention_eps, weights.dtype)
-    if settings.merged and weights.out_weight is not None and weights.out_bias is not None and serves(hat):
+    projects = settings.merged and weights.out_weight is not None and weights.out_bias is not None
+    if projects and valid is None and serves(hat):
+        assert weights.out_weight is not None
+        assert weights.out_bias is not None
         branch = torch.empty_like(hat)
         projections = (weights.query_weight, weights.query_bias, weights.out_weight, weights.out_bias)
         attend_and_project(hat, cls_hat, *projections, settings.heads, branch)
         attended = _attend_class_token(hat, cls_hat, cls_projected, settings)
         return branch, F.linear(attended, weights.out_weight, weights.out_bias)
-    attended = _attend(hat, cls_hat, cls_projected, weights, settings).attended
+    attended = _attend(hat, cls_hat, cls_projected, weights, settings, valid).attended
     if weights.out_weight is not None:
         attended = F.linear(attended, weights.out_weight, weights.out_bias)
     return parts(attended, hat.shape)
@@ -228,7 +248,9 @@ def _attend_class_token(hat: Tensor, cls_hat: Tensor, cls_projected: Tensor, set
     return attended.flatten(2)
 
 
-def _attend(hat: Tensor, cls_hat: Tensor, cls_projected: Tensor, weights: Weights, settings: Settings) -> _Chunk:
+def _attend(
+    hat: Tensor, cls_hat: Tensor, cls_projected: Tensor, weights: Weights, settings: Settings, valid: Tensor | None
+) -> _Chunk:
     """Project and attend in normalized rows `(samples, rows, length, dim)`."""
     samples, rows, length, _ = hat.shape
     projected = F.linear(hat, weights.query_weight, weights.query_bias)
@@ -239,7 +261,7 @@ def _attend(hat: Tensor, cls_hat: Tensor, cls_projected: Tensor, weights: Weight
     body, front = (view.unflatten(-1, (heads, head_dim)) for view in parts(attended, hat.shape))
     lse = torch.empty(samples, rows, heads, length, 2, dtype=torch.float32, device=hat.device).transpose(2, 3)
     cls_lse = torch.empty(samples, rows, heads, 2, dtype=torch.float32, device=hat.device)
-    operands = Operands(query, key, value, cls_query, cls_key, cls_value)
+    operands = Operands(query, key, value, cls_query, cls_key, cls_value, valid)
     attend(operands, body, front, lse, cls_lse)
     return _Chunk(hat, operands, attended, lse, cls_lse)
 

@@ -31,6 +31,7 @@ def axis_pass(
     mlp_eps: float,
     axis: str,
     keep: bool,
+    valid: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Add positions and run one pre-norm transformer over every sequence along `axis`.
 
@@ -52,6 +53,8 @@ def axis_pass(
         mlp_eps: likewise before the MLP.
         axis: "height" or "width".
         keep: whether a backward pass may follow.
+        valid: `(batch,)`, int64, how many grid tokens of a sample's sequences are keys, those in front; None for
+            all. What stands behind them has to be finite.
 
     Returns:
         The grid `(batch, height, width, dim)`, the class token of every sequence `(batch, rows, dim)`, and, for
@@ -59,7 +62,7 @@ def axis_pass(
     """
     weights = Weights(query_weight, query_bias, out_weight, out_bias, hidden_weight, hidden_bias, mlp_weight, mlp_bias)
     settings = Settings(heads, merged, attention_eps, mlp_eps, axis)
-    out, cls_out, middle, cls_middle = forward(grid, cls_token, pos, weights, settings, keep)
+    out, cls_out, middle, cls_middle = forward(grid, cls_token, pos, weights, settings, keep, _contiguous(valid))
     nothing = (grid.new_empty(0), grid.new_empty(0))
     return out, cls_out, *(nothing if middle is None or cls_middle is None else (middle, cls_middle))
 
@@ -81,6 +84,7 @@ def axis_pass_backward(
     mlp_bias: Tensor,
     middle: Tensor,
     cls_middle: Tensor,
+    valid: Tensor | None,
     heads: int,
     merged: bool,
     attention_eps: float,
@@ -90,13 +94,14 @@ def axis_pass_backward(
     """Contiguous gradients of `axis_pass` in its tensors, in their order, without those that are None."""
     weights = Weights(query_weight, query_bias, out_weight, out_bias, hidden_weight, hidden_bias, mlp_weight, mlp_bias)
     settings = Settings(heads, merged, attention_eps, mlp_eps, axis)
-    *gradients, sums = backward(grad_out, grad_cls_out, grid, cls_token, pos, weights, settings, middle, cls_middle)
+    kept = (middle, cls_middle, _contiguous(valid))
+    *gradients, sums = backward(grad_out, grad_cls_out, grid, cls_token, pos, weights, settings, *kept)
     return [gradient.contiguous() for gradient in (*gradients, *(total.to(weights.dtype) for total in sums.values()))]
 
 
 @axis_pass.register_fake
 def _(grid: Tensor, cls_token: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    axis, keep = arguments[-2:]
+    axis, keep = arguments[13:15]
     batch, rows, _, dim = along(grid, axis).shape
     out, cls_out = grid.new_empty(grid.shape), grid.new_empty(batch, rows, dim)
     kept = (torch.empty_like(out), torch.empty_like(cls_out)) if keep else (grid.new_empty(0), grid.new_empty(0))
@@ -108,18 +113,22 @@ def _(grad_out: Tensor, grad_cls_out: Tensor, *arguments: Any) -> list[Tensor]:
     return [tensor.new_empty(tensor.shape) for tensor in arguments[:11] if tensor is not None]
 
 
+def _contiguous(valid: Tensor | None) -> Tensor | None:
+    return None if valid is None else valid.contiguous()
+
+
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.heads, ctx.merged, ctx.attention_eps, ctx.mlp_eps, ctx.axis, keep = inputs
+    *tensors, ctx.heads, ctx.merged, ctx.attention_eps, ctx.mlp_eps, ctx.axis, keep, valid = inputs
     if not keep:
         raise RuntimeError("axis_pass: keep=True is needed where gradients are asked for")
-    ctx.save_for_backward(*tensors, *output[2:])
+    ctx.save_for_backward(*tensors, *output[2:], valid)
 
 
 def _differentiate(ctx: Any, grad_out: Tensor, grad_cls_out: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors
     settings = (ctx.heads, ctx.merged, ctx.attention_eps, ctx.mlp_eps, ctx.axis)
     gradients = iter(axis_pass_backward(grad_out, grad_cls_out, *saved, *settings))
-    return *(None if tensor is None else next(gradients) for tensor in saved[:11]), *(None,) * 6
+    return *(None if tensor is None else next(gradients) for tensor in saved[:11]), *(None,) * 7
 
 
 axis_pass.register_autograd(_differentiate, setup_context=_keep)
@@ -129,7 +138,7 @@ refuse_second_derivative(axis_pass_backward, "axis_pass")
 @register_flop_formula(torch.ops.septr_fast.axis_pass)
 def axis_pass_flops(grid: Any, cls_token: Any, pos: Any, *arguments: Any, **_: Any) -> int:
     """Projections, two products of attention, and the MLP; from shapes."""
-    return _flops(grid, pos, arguments[:8], arguments[-2], projections=1, attention=2, mlp=2)
+    return _flops(grid, pos, arguments[:8], arguments[12], projections=1, attention=2, mlp=2)
 
 
 @register_flop_formula(torch.ops.septr_fast.axis_pass_backward)

@@ -15,7 +15,9 @@ from .class_attention_kernels import class_attention_bwd_kernel, class_attention
 from .operators import along, refuse_second_derivative
 
 
-def attend(grid: Tensor, pos: Tensor, query: Tensor, cls_hat: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def attend(
+    grid: Tensor, pos: Tensor, query: Tensor, cls_hat: Tensor, eps: float, valid: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """What each head of the class token attends to in every sequence.
 
     Tensors may be in any strides.
@@ -26,6 +28,7 @@ def attend(grid: Tensor, pos: Tensor, query: Tensor, cls_hat: Tensor, eps: float
         query: `(batch, heads, dim)`, the scale inside; its dtype is that of the products.
         cls_hat: `(batch, dim)`, the class token normalized.
         eps: added to the variance of a token.
+        valid: `(batch,)`, int64, contiguous: how many tokens of a sample's sequences are keys; None for all.
 
     Returns:
         The attended tokens `(batch, rows, heads, dim)` in the dtype of `query`, and of the
@@ -44,6 +47,7 @@ def attend(grid: Tensor, pos: Tensor, query: Tensor, cls_hat: Tensor, eps: float
         "pos_ptr": pos,
         "query_ptr": query,
         "cls_ptr": cls_hat,
+        "valid_ptr": valid,
         "attended_ptr": attended,
         "statistics_ptr": statistics,
         "grid_strides": grid.stride(),
@@ -82,6 +86,7 @@ def attend_backward(
     statistics: Tensor,
     eps: float,
     grad_grid: Tensor,
+    valid: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of `attend`; tensors may be in any strides.
 
@@ -95,6 +100,7 @@ def attend_backward(
         statistics: `(batch, rows, heads, 2)`, likewise.
         eps: added to the variance of a token.
         grad_grid: `(batch, rows, length, dim)`, written.
+        valid: as for `attend`.
 
     Returns:
         The gradients of `pos`, `query` and `cls_hat`, float32.
@@ -141,6 +147,7 @@ def attend_backward(
     tokens = {
         "grid_ptr": grid,
         "pos_ptr": pos,
+        "valid_ptr": valid,
         "grad_grid_ptr": grad_grid,
         "pos_part_ptr": pos_parts,
         "query_part_ptr": query_parts,
@@ -184,7 +191,7 @@ def _tiled_length(length: int, config: launch.Config) -> int:
 
 @torch.library.custom_op("septr_fast::class_attention", mutates_args=())
 def class_attention(
-    grid: Tensor, pos: Tensor, query: Tensor, cls_hat: Tensor, eps: float, axis: str
+    grid: Tensor, pos: Tensor, query: Tensor, cls_hat: Tensor, eps: float, axis: str, valid: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """What each head of the class token attends to in every sequence along `axis`.
 
@@ -197,6 +204,7 @@ def class_attention(
         cls_hat: `(batch, dim)`, the class token normalized.
         eps: added to the variance of a token.
         axis: "height" or "width", the axis that a sequence runs along.
+        valid: `(batch,)`, int64, how many tokens of a sample's sequences are keys, those in front; None for all.
 
     Returns:
         The attended tokens `(batch, rows, heads, dim)` in the dtype of `query`, and of the
@@ -206,11 +214,13 @@ def class_attention(
     Raises:
         LookupError: where no configuration serves `dim` features and so many heads.
     """
-    return attend(along(grid, axis), pos[1:], query, cls_hat, eps)
+    return attend(along(grid, axis), pos[1:], query, cls_hat, eps, None if valid is None else valid.contiguous())
 
 
 @class_attention.register_fake
-def _(grid: Tensor, pos: Tensor, query: Tensor, cls_hat: Tensor, eps: float, axis: str) -> tuple[Tensor, Tensor]:
+def _(
+    grid: Tensor, pos: Tensor, query: Tensor, cls_hat: Tensor, eps: float, axis: str, valid: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     batch, rows, _, width = along(grid, axis).shape
     shape = (batch, rows, query.shape[1])
     return query.new_empty(*shape, width), query.new_empty(*shape, 2, dtype=torch.float32)
@@ -225,6 +235,7 @@ def class_attention_backward(
     cls_hat: Tensor,
     attended: Tensor,
     statistics: Tensor,
+    valid: Tensor | None,
     eps: float,
     axis: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -240,6 +251,7 @@ def class_attention_backward(
         statistics,
         eps,
         along(grad_grid, axis),
+        None if valid is None else valid.contiguous(),
     )
     grad_pos, grad_query, grad_cls = gradients
     grad_pos = F.pad(grad_pos, (0, 0, 1, 0))
@@ -256,14 +268,14 @@ def _(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.eps, ctx.axis = inputs
+    *tensors, ctx.eps, ctx.axis, valid = inputs
     attended, statistics = output
     ctx.mark_non_differentiable(statistics)
-    ctx.save_for_backward(*tensors, attended, statistics)
+    ctx.save_for_backward(*tensors, attended, statistics, valid)
 
 
 def _differentiate(ctx: Any, grad_attended: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    return *class_attention_backward(grad_attended, *ctx.saved_tensors, ctx.eps, ctx.axis), None, None
+    return *class_attention_backward(grad_attended, *ctx.saved_tensors, ctx.eps, ctx.axis), None, None, None
 
 
 class_attention.register_autograd(_differentiate, setup_context=_save)

@@ -64,6 +64,7 @@ def class_attention_fwd_kernel(
     pos_ptr,
     query_ptr,
     cls_ptr,
+    valid_ptr,
     attended_ptr,
     statistics_ptr,
     grid_strides,
@@ -80,7 +81,10 @@ def class_attention_fwd_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """One program: all heads of one sequence, its tokens in blocks of `BLOCK_K`."""
+    """One program: all heads of one sequence, its tokens in blocks of `BLOCK_K`.
+
+    `valid_ptr` is that of `(batch,)` tokens that are keys, or None for all.
+    """
     sequence = tl.program_id(0).to(tl.int64)
     sample, row = sequence // rows, sequence % rows
     offs_h = tl.arange(0, BLOCK_H).to(tl.int64)
@@ -100,6 +104,8 @@ def class_attention_fwd_kernel(
     # (BLOCK_H, BLOCK_D)
     attended = tl.zeros((BLOCK_H, BLOCK_D), tl.float32) + cls_hat[None, :]
     query = query.to(dtype)
+    if valid_ptr is not None:
+        length = tl.load(valid_ptr + sample).to(tl.int32)
     for start in range(0, length, BLOCK_K):
         offs_k = start + tl.arange(0, BLOCK_K)
         mask_k = offs_k < length
@@ -197,6 +203,7 @@ def class_attention_bwd_kernel(
     pos_ptr,
     query_ptr,
     statistics_ptr,
+    valid_ptr,
     delta_ptr,
     grad_grid_ptr,
     pos_part_ptr,
@@ -228,6 +235,9 @@ def class_attention_bwd_kernel(
     offs_k = block * BLOCK_K + tl.arange(0, BLOCK_K)
     mask_h = offs_h < heads
     mask_k = offs_k < length
+    key_mask = mask_k
+    if valid_ptr is not None:
+        key_mask = offs_k < tl.load(valid_ptr + sample).to(tl.int32)
     position = offs_k.to(tl.int64)
     dtype = query_ptr.dtype.element_ty
     query_ptr += sample * query_strides[0]
@@ -255,7 +265,7 @@ def class_attention_bwd_kernel(
         highest, total = load_statistics(statistics_ptr, sample, row, offs_h, statistics_strides, mask_h)
         delta = tl.load(delta_ptr + (sample * rows + row) * heads + offs_h, mask=mask_h, other=0.0)
         # (BLOCK_H, BLOCK_K)
-        scores = tl.where(mask_k[None, :], scores - (highest + tl.log(total))[:, None], float("-inf"))
+        scores = tl.where(key_mask[None, :], scores - (highest + tl.log(total))[:, None], float("-inf"))
         probability = tl.exp(scores)
         grad_scores = (probability * (grad_probability - delta[:, None])).to(dtype)
         probability = probability.to(dtype)

@@ -1,5 +1,6 @@
 """Fast and exact SepTr: the Separable Transformer for audio spectrograms."""
 
+from septr_fast.accelerate import accelerate
 from septr_fast.channel_statistics import dataset_statistics
 from septr_fast.log_mel import LogMel
 from septr_fast.model import SeparableTr, SepTr, SepTrBlock
@@ -12,6 +13,7 @@ __all__ = [
     "SepTr",
     "SepTrBlock",
     "SeparableTr",
+    "accelerate",
     "dataset_statistics",
     "predict_long",
 ]

@@ -16,6 +16,7 @@ from torch import Tensor
 from septr_fast import kernels, torch_backend
 from septr_fast.backend import choose
 from septr_fast.folding import NO_DROPOUT, Direct, Dropout, LowRank, Merged, Mlp
+from septr_fast.lengths import Lengths
 from septr_fast.reference import AXES
 
 
@@ -30,6 +31,7 @@ def axis_pass(
     dropout: Dropout = NO_DROPOUT,
     recompute: bool = False,
     out: Tensor | None = None,
+    lengths: Lengths | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Add positions and run one pre-norm transformer over every sequence along `axis`.
@@ -44,6 +46,7 @@ def axis_pass(
         dropout: probabilities of dropping an output of the attention and of the layers of the MLP.
         recompute: keep only the input of each sublayer for the backward pass.
         out: without gradients, the contiguous grid to write the result to; may be `grid`.
+        lengths: valid tokens of each sample; None for all. Padding in `grid` has to be finite.
         backend: "auto", "torch" or "triton".
 
     Returns:
@@ -56,9 +59,8 @@ def axis_pass(
     _check_grid(grid, axis, pos_embedding)
     _check_class_token(grid, cls_token, pos_embedding)
     runs = _runs("axis_pass", backend, grid, attention, mlp, dropout)
-    return runs.axis_pass(
-        grid, cls_token, pos_embedding, attention, mlp, axis=axis, dropout=dropout, recompute=recompute, out=out
-    )
+    options = {"axis": axis, "dropout": dropout, "recompute": recompute, "out": out, "lengths": lengths}
+    return runs.axis_pass(grid, cls_token, pos_embedding, attention, mlp, **options)
 
 
 def low_rank_pass(
@@ -70,6 +72,7 @@ def low_rank_pass(
     dropout: Dropout = NO_DROPOUT,
     recompute: bool = False,
     dtype: torch.dtype | None = None,
+    lengths: Lengths | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Run the model's first transformer straight from the pixels, projection and positions included.
@@ -82,6 +85,7 @@ def low_rank_pass(
         dropout: probabilities of dropping an output of the attention and of the layers of the MLP.
         recompute: keep only the input of each sublayer for the backward pass.
         dtype: of the grid that comes out; that of `pixels` by default.
+        lengths: valid tokens of each sample; None for all. Padding in `pixels` has to be finite.
         backend: "auto", "torch" or "triton".
 
     Returns:
@@ -92,8 +96,10 @@ def low_rank_pass(
         RuntimeError: where the backend cannot run, with the reason.
     """
     _check_grid(pixels, axis, attention.token_bias)
-    runs = _runs("low_rank_pass", backend, pixels, attention, mlp, dropout)
-    return runs.low_rank_pass(pixels, attention, mlp, axis=axis, dropout=dropout, recompute=recompute, dtype=dtype)
+    along_padding = lengths is not None and lengths.axis == axis
+    runs = _runs("low_rank_pass", backend, pixels, attention, mlp, dropout, along_padding)
+    options = {"axis": axis, "dropout": dropout, "recompute": recompute, "dtype": dtype, "lengths": lengths}
+    return runs.low_rank_pass(pixels, attention, mlp, **options)
 
 
 def class_only_pass(
@@ -106,6 +112,7 @@ def class_only_pass(
     axis: str,
     dropout: Dropout = NO_DROPOUT,
     recompute: bool = False,
+    lengths: Lengths | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Run the model's last transformer for the class token alone.
@@ -118,15 +125,20 @@ def class_only_pass(
     _check_grid(grid, axis, pos_embedding)
     _check_class_token(grid, cls_token, pos_embedding)
     runs = _runs("class_only_pass", backend, grid, attention, mlp, dropout)
-    return runs.class_only_pass(
-        grid, cls_token, pos_embedding, attention, mlp, axis=axis, dropout=dropout, recompute=recompute
-    )
+    options = {"axis": axis, "dropout": dropout, "recompute": recompute, "lengths": lengths}
+    return runs.class_only_pass(grid, cls_token, pos_embedding, attention, mlp, **options)
 
 
 def _runs(
-    pass_name: str, backend: str, grid: Tensor, attention: Direct | Merged | LowRank, mlp: Mlp, dropout: Dropout
+    pass_name: str,
+    backend: str,
+    grid: Tensor,
+    attention: Direct | Merged | LowRank,
+    mlp: Mlp,
+    dropout: Dropout,
+    along_padding: bool = False,
 ) -> ModuleType:
-    """The module of the backend that runs a pass."""
+    """The module of the backend that runs a pass, `along_padding` where its own sequences are padded."""
     dim = mlp.out_weight.shape[0]
     head_dim = attention.qkv_weight.shape[0] // (3 * attention.heads) if isinstance(attention, Direct) else dim
     limit = kernels.limit(
@@ -136,6 +148,7 @@ def _runs(
         head_dim=head_dim,
         heads=attention.heads,
         dropout=dropout != NO_DROPOUT,
+        along_padding=along_padding,
     )
     if choose(backend, pass_name, grid.device, limit) == "torch":
         return torch_backend

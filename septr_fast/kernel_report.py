@@ -200,7 +200,7 @@ def remember(kernels: Iterable[dict[str, Any]], cache: Path) -> None:
     """Put what an earlier report found, as `as_json` gives it, into the folder `cache`, for kernels that stay."""
     names = [field.name for field in fields(Compiled)]
     for kernel in kernels:
-        if all(name in kernel for name in names):
+        if all(name in kernel for name in (*names, "identity")):
             compiled.keep(kernel["identity"], Compiled(**{name: kernel[name] for name in names}), cache)
 
 

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from septr_fast.recording import records
+
 _HAS_ONEDNN = platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available()
 _LEAST_PRODUCTS = 1 << 22
 
@@ -44,9 +46,7 @@ def _runs_on_onednn(x: Tensor, weight: Tensor) -> bool:
     """
     return (
         _HAS_ONEDNN
-        and not torch.compiler.is_compiling()
-        and not torch._C._get_tracing_state()
-        and not torch._C._are_functorch_transforms_active()
+        and not records()
         and x.dtype == torch.float32
         and x.device.type == "cpu"
         and x.dim() > 1

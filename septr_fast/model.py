@@ -20,7 +20,10 @@ from septr_fast import backend as backends
 from septr_fast import folding, functional, reference
 from septr_fast.fold_cache import FoldCache
 from septr_fast.folding import Direct, LowRank, Merged, Mlp
+from septr_fast.lengths import Lengths, clear
+from septr_fast.lengths import read as read_lengths
 from septr_fast.plan import FORMULATIONS, Plan, Step, TransformerShape, choose
+from septr_fast.recording import records
 from septr_fast.reference import Attention, FeedForward, Transformer
 
 Size = int | tuple[int, int] | list[int]
@@ -116,6 +119,12 @@ class SepTrBlock(reference.SepTrBlock):
         pooled: Tensor = self.pool(x)
         return pooled.permute(0, 2, 3, 1)
 
+    def lengths(self, lengths: Sequence[int] | Tensor, axis: str, x: Tensor) -> Lengths | None:
+        """Read lengths in pixels of spectrograms `x` as valid tokens along `axis`; see `septr_fast.lengths.read`."""
+        side = int(axis == "width")
+        pool = self.pool.kernel_size[side] if isinstance(self.pool, nn.AvgPool2d) else 1  # type: ignore[index]
+        return read_lengths(lengths, axis, batch=len(x), size=self.input_size[side], pool=pool, device=x.device)
+
     def steps(self, *, shared_cls_token: bool, last: bool = False, name: str = "block") -> tuple[Step, Step]:
         """Plan both transformers.
 
@@ -142,13 +151,16 @@ class SepTrBlock(reference.SepTrBlock):
             steps.append(Step(f"{name}, {axis}", shape, choose(shape, self.formulation[position])))
         return steps[0], steps[1]
 
-    def transform(self, grid: Tensor, cls_token: Tensor, steps: Sequence[Step]) -> tuple[Tensor, Tensor]:
+    def transform(
+        self, grid: Tensor, cls_token: Tensor, steps: Sequence[Step], lengths: Lengths | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Run both transformers as planned.
 
         Args:
             grid: tokens `(batch, height, width, dim)`, or pixels `(…, channels)` with `project`.
             cls_token: `(1 or batch, dim)`.
             steps: what `steps` returned.
+            lengths: valid tokens of each sample; None for all.
 
         Returns:
             The grid `(batch, height, width, dim)` (as it came in to a class-only pass, which makes
@@ -174,6 +186,7 @@ class SepTrBlock(reference.SepTrBlock):
                     "axis": axis,
                     "dropout": folding.read_dropout(transformer),
                     "recompute": self.recompute,
+                    "lengths": lengths,
                     "backend": self.backend,
                 }
                 positions = pos_embedding[0, 0]
@@ -216,7 +229,7 @@ class SepTrBlock(reference.SepTrBlock):
             ]
 
         in_graph = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters)
-        if in_graph or torch.compiler.is_compiling() or cls_token.is_meta:
+        if in_graph or records() or cls_token.is_meta:
             return fold()
         return self._cache.get(settings, parameters, fold)
 
@@ -311,25 +324,34 @@ class SepTr(reference.SepTr):
         """The blocks in order."""
         return [cast(SepTrBlock, block) for block in self.transformer]
 
-    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, lengths: Sequence[int] | Tensor | None = None, *, lengths_axis: str = "width"
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Classify spectrograms.
 
         Args:
             x: `(batch, channels, height, width)` in the dtype and on the device of the parameters; any
                 floating dtype under autocast.
+            lengths: of padded spectrograms, `(batch,)` integers: how many columns are real, those in front. Each
+                sample gets the result of the spectrogram cut there, its positions cut alike, whatever stands
+                behind. A list, or a tensor on the CPU, costs no synchronization with a GPU. None for all.
+            lengths_axis: "width" for columns, "height" for rows.
 
         Returns:
             Logits `(batch, num_classes)`; with `return_cls` also the class token `(batch, dim)`.
 
         Raises:
-            ValueError: where a shape does not fit, with what was expected.
+            ValueError: where a shape or a length does not fit, with what was expected.
             TypeError: where dtypes or devices of input and parameters differ.
         """
         first = self.blocks[0]
         _check_input(self, x, first.channels, first.input_size)
         grid, cls_token = first.pixels(x), self.cls_token[0, 0]
+        valid = None if lengths is None else first.lengths(lengths, lengths_axis, x)
+        if valid is not None:
+            grid = clear(grid, valid)
         for block, steps in zip(self.blocks, self._steps, strict=True):
-            grid, cls_token = block.transform(grid, cls_token, steps)
+            grid, cls_token = block.transform(grid, cls_token, steps, valid)
         logits = self.fc(cls_token)
         return (logits, cls_token) if self.return_cls else logits
 
@@ -342,6 +364,26 @@ class SepTr(reference.SepTr):
         """Recompute in the backward pass: a tenth of the memory of the original for about a third more work."""
         for block in self.blocks:
             block.recompute = enable
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the class token and the positions, which weight decay should leave alone; as timm asks for them."""
+        return {name for name, _ in self.named_parameters() if name == "cls_token" or "pos_embedding" in name}
+
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Two groups for an optimizer like AdamW: weights with `weight_decay`; norms, biases and tokens without.
+
+        Args:
+            weight_decay: of the first group, that of all matrices.
+
+        Returns:
+            Dictionaries with "params" and "weight_decay"; frozen parameters are in neither.
+        """
+        kept = self.no_weight_decay()
+        groups: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                groups[parameter.dim() < 2 or name in kept].append(parameter)
+        return [{"params": groups[0], "weight_decay": weight_decay}, {"params": groups[1], "weight_decay": 0.0}]
 
 
 def _fold_mlp(transformer: Transformer, dtype: torch.dtype) -> Mlp:

@@ -19,7 +19,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from septr_fast.folding import NO_DROPOUT, Direct, Dropout, LowRank, Merged, Mlp
+from septr_fast.lengths import Lengths, keys, mean_over_rows, within
 from septr_fast.linear import linear
+from septr_fast.recording import makes_graph, records, transforms
 from septr_fast.sublayers import class_query, mlp_branch, normalize, project_attended
 
 CPU_CHUNK_BYTES = 6 << 20
@@ -39,6 +41,7 @@ def axis_pass(
     dropout: Dropout = NO_DROPOUT,
     recompute: bool = False,
     out: Tensor | None = None,
+    lengths: Lengths | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See `septr_fast.functional.axis_pass`."""
     sublayer = partial(_sublayer, recompute=recompute, draws=dropout != NO_DROPOUT)
@@ -46,14 +49,16 @@ def axis_pass(
     tokens, dim = rows.shape[2] + 1, rows.shape[3]
     widest = attention.query_weight if isinstance(attention, Merged) else attention.qkv_weight
 
-    def transform(body: Tensor, cls_token: Tensor) -> Tensor:
+    def transform(body: Tensor, cls_token: Tensor, valid: Tensor | None = None) -> Tensor:
         front = cls_token[:, None, None].expand(-1, body.shape[1], 1, dim)
         x = torch.cat([front, body], dim=2) + pos_embedding
-        y = sublayer(lambda x: x + F.dropout(_attention(x, attention), dropout.attention), x.flatten(0, 1))
+        padding = _padding(valid, *x.shape[1:3])
+        y = sublayer(lambda x: x + F.dropout(_attention(x, attention, padding), dropout.attention), x.flatten(0, 1))
         return sublayer(lambda y: y + mlp_branch(y, mlp, dropout), y).view_as(x)
 
-    chunks = _chunks(rows, tokens * widest.shape[0] * widest.element_size(), cls_token)
-    return _assemble(starmap(transform, chunks), grid.shape[:3], axis, out)
+    valid = keys(lengths, axis)
+    chunks = _chunks(rows, tokens * widest.shape[0] * widest.element_size(), cls_token, *_given(valid))
+    return _assemble(starmap(transform, chunks), grid.shape[:3], axis, out, lengths)
 
 
 def low_rank_pass(
@@ -65,6 +70,7 @@ def low_rank_pass(
     dropout: Dropout = NO_DROPOUT,
     recompute: bool = False,
     dtype: torch.dtype | None = None,
+    lengths: Lengths | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See `septr_fast.functional.low_rank_pass`."""
     sublayer = partial(_sublayer, recompute=recompute, draws=dropout != NO_DROPOUT)
@@ -72,19 +78,19 @@ def low_rank_pass(
     tokens, dim = attention.token_bias.shape
     residual_dtype = pixels.dtype if dtype is None else dtype
 
-    def attention_sublayer(s: Tensor) -> Tensor:
+    def attention_sublayer(s: Tensor, padding: Tensor | None) -> Tensor:
         token = linear(s.to(attention.square.dtype), attention.token_weight) + attention.token_bias
-        attended = low_rank_attention(s.to(attention.square.dtype), attention, mlp.out_weight.dtype)
+        attended = low_rank_attention(s.to(attention.square.dtype), attention, mlp.out_weight.dtype, padding)
         return token.to(residual_dtype) + F.dropout(attended, dropout.attention)
 
-    def transform(body: Tensor) -> Tensor:
+    def transform(body: Tensor, valid: Tensor | None = None) -> Tensor:
         s = F.pad(body, (0, 0, 1, 0))
-        y = sublayer(attention_sublayer, s.flatten(0, 1))
+        y = sublayer(partial(attention_sublayer, padding=_padding(valid, *s.shape[1:3])), s.flatten(0, 1))
         y = sublayer(lambda y: y + mlp_branch(y, mlp, dropout), y)
         return y.view(*s.shape[:3], dim)
 
-    chunks = _chunks(rows, 4 * tokens * attention.heads * tokens)
-    return _assemble(starmap(transform, chunks), pixels.shape[:3], axis, None)
+    chunks = _chunks(rows, 4 * tokens * attention.heads * tokens, *_given(keys(lengths, axis)))
+    return _assemble(starmap(transform, chunks), pixels.shape[:3], axis, None, lengths)
 
 
 def class_only_pass(
@@ -97,51 +103,59 @@ def class_only_pass(
     axis: str,
     dropout: Dropout = NO_DROPOUT,
     recompute: bool = False,
+    lengths: Lengths | None = None,
 ) -> Tensor:
     """See `septr_fast.functional.class_only_pass`."""
     sublayer = partial(_sublayer, recompute=recompute, draws=dropout != NO_DROPOUT)
     rows = _rows(grid, axis)
     cls_token = cls_token + pos_embedding[0]
 
-    def transform(body: Tensor, cls_token: Tensor) -> Tensor:
-        y = class_only_attention(body + pos_embedding[1:], cls_token, attention)
+    def transform(body: Tensor, cls_token: Tensor, valid: Tensor | None = None) -> Tensor:
+        y = class_only_attention(body + pos_embedding[1:], cls_token, attention, valid)
         y = cls_token.unsqueeze(1) + F.dropout(y, dropout.attention)
         return y + mlp_branch(y, mlp, dropout)
 
-    chunks = _chunks(rows, rows.shape[2] * rows.shape[3] * grid.element_size(), cls_token)
-    parts = [sublayer(transform, body, front) for body, front in chunks]
-    return _mean_over_rows(parts, *rows.shape[:2])
+    chunks = _chunks(rows, rows.shape[2] * rows.shape[3] * grid.element_size(), cls_token, *_given(keys(lengths, axis)))
+    parts = [sublayer(transform, *chunk) for chunk in chunks]
+    return mean_over_rows(_per_row(parts, *rows.shape[:2]), lengths, axis)
 
 
-def _attention(x: Tensor, weights: Direct | Merged) -> Tensor:
-    return direct_attention(x, weights) if isinstance(weights, Direct) else merged_attention(x, weights)
+def _attention(x: Tensor, weights: Direct | Merged, padding: Tensor | None) -> Tensor:
+    if isinstance(weights, Direct):
+        return direct_attention(x, weights, padding)
+    return merged_attention(x, weights, padding)
 
 
-def direct_attention(x: Tensor, weights: Direct) -> Tensor:
-    """Attention of `x` `(rows, tokens, dim)` with separate queries, keys and values; same shape out."""
+def direct_attention(x: Tensor, weights: Direct, padding: Tensor | None = None) -> Tensor:
+    """Attention of `x` `(rows, tokens, dim)` with separate queries, keys and values; same shape out.
+
+    `padding` `(rows, tokens)` tells which tokens are keys to nobody.
+    """
     qkv = linear(normalize(x, weights.eps, weights.qkv_weight.dtype), weights.qkv_weight, weights.qkv_bias)
     query, key, value = qkv.unflatten(2, (3, weights.heads, -1)).permute(2, 0, 3, 1, 4)
-    attended = _attend(query, key, value).transpose(1, 2).flatten(2)
+    attended = _attend(query, key, value, padding).transpose(1, 2).flatten(2)
     return attended if weights.out_weight is None else linear(attended, weights.out_weight, weights.out_bias)
 
 
-def merged_attention(x: Tensor, weights: Merged) -> Tensor:
+def merged_attention(x: Tensor, weights: Merged, padding: Tensor | None = None) -> Tensor:
     """Attention of `x` `(rows, tokens, dim)` by QK and OV circuits; same shape out.
 
     The heads of a token stand next to one another, so that all heads share one product with the keys.
+    `padding` `(rows, tokens)` tells which tokens are keys to nobody.
     """
     rows, tokens, dim = x.shape
     normalized = normalize(x, weights.eps, weights.query_weight.dtype)
     query = linear(normalized, weights.query_weight, weights.query_bias).view(rows, 1, tokens * weights.heads, dim)
     normalized = normalized.unsqueeze(1)
-    attended = _attend(query, normalized, normalized).view(rows, tokens, weights.heads * dim)
+    attended = _attend(query, normalized, normalized, padding).view(rows, tokens, weights.heads * dim)
     return linear(attended, weights.out_weight, weights.out_bias)
 
 
-def low_rank_attention(s: Tensor, weights: LowRank, dtype: torch.dtype) -> Tensor:
+def low_rank_attention(s: Tensor, weights: LowRank, dtype: torch.dtype, padding: Tensor | None = None) -> Tensor:
     """Attention of the tokens that pixels `s` `(rows, tokens, channels)` stand for; `(rows, tokens, dim)` out.
 
-    Statistics and scores are computed in the dtype of `s`, the values in `dtype`.
+    Statistics and scores are computed in the dtype of `s`, the values in `dtype`. `padding` `(rows, tokens)`
+    tells which tokens are keys to nobody.
     """
     rows, tokens, channels = s.shape
     heads = weights.heads
@@ -156,6 +170,8 @@ def low_rank_attention(s: Tensor, weights: LowRank, dtype: torch.dtype) -> Tenso
     scores = torch.baddbmm(
         table.view(rows, tokens * heads, tokens), query.view(rows, tokens * heads, channels), u.transpose(1, 2)
     )
+    if padding is not None:
+        scores = scores.masked_fill(padding.unsqueeze(1), float("-inf"))
     probability = scores.softmax(dim=-1)
     from_pixels = torch.bmm(probability, u).view(rows * tokens, heads * channels)
     from_positions = (probability * r.view(rows, 1, tokens)).view(rows * tokens, heads * tokens)
@@ -163,13 +179,14 @@ def low_rank_attention(s: Tensor, weights: LowRank, dtype: torch.dtype) -> Tenso
     return (out + linear(from_pixels.to(dtype), weights.pixel_values.to(dtype))).unflatten(0, (rows, tokens))
 
 
-def class_only_attention(body: Tensor, cls_token: Tensor, weights: Direct) -> Tensor:
+def class_only_attention(body: Tensor, cls_token: Tensor, weights: Direct, valid: Tensor | None = None) -> Tensor:
     """What the class token of each row attends to.
 
     Args:
         body: grid tokens `(batch, rows, length, dim)`, positions added.
         cls_token: `(batch, dim)`, position added.
         weights: folded projections.
+        valid: `(batch,)`, how many tokens of a row are keys; None for all.
 
     Returns:
         The attention's output for the class token, `(batch, rows, dim)`. Keys and values are never projected.
@@ -179,19 +196,38 @@ def class_only_attention(body: Tensor, cls_token: Tensor, weights: Direct) -> Te
     normalized = normalize(body, weights.eps, query.dtype)
     cls_scores = torch.bmm(query, normalized_cls.unsqueeze(2)).unsqueeze(1).expand(-1, rows, -1, -1)
     scores = torch.matmul(query.unsqueeze(1), normalized.transpose(2, 3))
+    if valid is not None:
+        scores = scores.masked_fill(~within(valid, body.shape[2])[:, None, None], float("-inf"))
     probability = torch.cat([cls_scores, scores], dim=-1).softmax(dim=-1)
     attended = torch.matmul(probability[..., 1:], normalized)
     return project_attended(attended + probability[..., :1] * normalized_cls[:, None, None], weights)
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """softmax(query keyᵀ) value over `(rows, heads, tokens, dim)`, the scale already in the query."""
+def _attend(query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None) -> Tensor:
+    """softmax(query keyᵀ) value over `(rows, heads, tokens, dim)`, the scale already in the query.
+
+    `padding` `(rows, tokens)` tells which tokens are keys to nobody.
+    """
     if query.is_cuda or key.shape[2] > STREAMED_TOKENS:
-        return F.scaled_dot_product_attention(query, key, value, scale=1.0)
+        mask = None if padding is None else ~padding[:, None, None]
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=1.0)
     heads = query.shape[:2]
     query, key, value = (part.flatten(0, 1) for part in (query, key, value))
-    attended = torch.bmm(torch.bmm(query, key.transpose(1, 2)).softmax(dim=-1), value)
-    return attended.unflatten(0, heads)
+    scores = torch.bmm(query, key.transpose(1, 2))
+    if padding is not None:
+        scores = scores.masked_fill(padding.repeat_interleave(heads[1], 0).unsqueeze(1), float("-inf"))
+    return torch.bmm(scores.softmax(dim=-1), value).unflatten(0, heads)
+
+
+def _given(tensor: Tensor | None) -> tuple[Tensor, ...]:
+    return () if tensor is None else (tensor,)
+
+
+def _padding(valid: Tensor | None, rows: int, tokens: int) -> Tensor | None:
+    """Which tokens of `(samples * rows, tokens)` are padding, the class token in front never; None where none is."""
+    if valid is None:
+        return None
+    return ~F.pad(within(valid, tokens - 1), (1, 0), value=True).repeat_interleave(rows, 0)
 
 
 def _sublayer(
@@ -199,9 +235,10 @@ def _sublayer(
 ) -> Tensor:
     """`function(x, *args)`; with `recompute` it keeps only its inputs for the backward pass.
 
-    `draws` says whether the function draws random numbers, which then have to be the same again.
+    `draws` says whether the function draws random numbers, which then have to be the same again. The transforms
+    of `torch.func` cannot recompute: under them everything is kept.
     """
-    if recompute and torch.is_grad_enabled():
+    if recompute and torch.is_grad_enabled() and not transforms():
         return checkpoint(function, x, *args, use_reentrant=False, preserve_rng_state=draws)
     return function(x, *args)
 
@@ -218,7 +255,7 @@ def _chunks(rows: Tensor, bytes_per_row: int, *per_sample: Tensor) -> Iterator[t
     gradients a chunk on a CPU never holds two samples, so that no sample's arithmetic depends on the batch.
     """
     batch, count = rows.shape[:2]
-    if torch.compiler.is_compiling() or batch == 0:
+    if makes_graph() or batch == 0:
         yield rows, *per_sample
         return
     if rows.device.type == "cpu":
@@ -238,14 +275,16 @@ def _ceil_div(value: int, divisor: int) -> int:
     return -(-value // divisor)
 
 
-def _assemble(chunks: Iterable[Tensor], grid_shape: torch.Size, axis: str, out: Tensor | None) -> tuple[Tensor, Tensor]:
+def _assemble(
+    chunks: Iterable[Tensor], grid_shape: torch.Size, axis: str, out: Tensor | None, lengths: Lengths | None
+) -> tuple[Tensor, Tensor]:
     """Join `chunks`, tokens `(samples, rows, 1 + length, dim)`, in the order of samples and rows.
 
     Without gradients they are written into one contiguous grid as they come (`out` where given); with them
     they are joined at the end.
 
     Returns:
-        The grid `(batch, height, width, dim)` and the class tokens' mean over the rows, `(batch, dim)`.
+        The grid `(batch, height, width, dim)` and the class tokens' mean over the valid rows, `(batch, dim)`.
     """
     batch, height, width = grid_shape
     count, length = (width, height) if axis == "height" else (height, width)
@@ -254,7 +293,7 @@ def _assemble(chunks: Iterable[Tensor], grid_shape: torch.Size, axis: str, out: 
     class_tokens: list[Tensor] = []
     for tokens in chunks:
         front, body = tokens.split([1, length], dim=2)
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if torch.is_grad_enabled() or records():
             class_tokens.append(front)
             bodies.append(body.flatten(0, 1))
             continue
@@ -268,9 +307,9 @@ def _assemble(chunks: Iterable[Tensor], grid_shape: torch.Size, axis: str, out: 
         joined = bodies[0] if len(bodies) == 1 else torch.cat(bodies)
         out = _rows(joined.unflatten(0, (batch, count)), axis)
     assert out is not None
-    return out, _mean_over_rows(class_tokens, batch, count)
+    return out, mean_over_rows(_per_row(class_tokens, batch, count), lengths, axis)
 
 
-def _mean_over_rows(parts: list[Tensor], batch: int, rows: int) -> Tensor:
-    """Join class tokens `(samples, rows, …)` of all chunks and average over the rows: `(batch, dim)`."""
-    return torch.cat([part.flatten(0, -2) for part in parts]).unflatten(0, (batch, rows)).mean(dim=1)
+def _per_row(parts: list[Tensor], batch: int, rows: int) -> Tensor:
+    """Join class tokens `(samples, rows, …)` of all chunks: `(batch, rows, dim)`."""
+    return torch.cat([part.flatten(0, -2) for part in parts]).unflatten(0, (batch, rows))

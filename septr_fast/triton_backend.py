@@ -19,6 +19,7 @@ from septr_fast.kernels import launch
 from septr_fast.kernels.axis_pass_operator import axis_pass as axis_pass_operator
 from septr_fast.kernels.class_attention import class_attention
 from septr_fast.kernels.low_rank_pass_operator import low_rank_pass as low_rank_pass_operator
+from septr_fast.lengths import Lengths, keys, mean_over_rows
 from septr_fast.sublayers import class_query, mlp_branch, project_attended
 
 launch.use_tuned(tuned.rows)
@@ -32,6 +33,7 @@ def axis_pass(
     mlp: Mlp,
     *,
     axis: str,
+    lengths: Lengths | None = None,
     **_: Any,
 ) -> tuple[Tensor, Tensor]:
     """See `septr_fast.functional.axis_pass`; the memory that recomputing would save is never taken."""
@@ -41,12 +43,20 @@ def axis_pass(
         projection = (attention.qkv_weight, attention.qkv_bias)
     tensors = (grid, cls_token, pos_embedding, *projection, attention.out_weight, attention.out_bias, *_layers(mlp))
     merged, keep = isinstance(attention, Merged), _differentiates(*tensors)
-    out, cls_tokens, _, _ = axis_pass_operator(*tensors, attention.heads, merged, attention.eps, mlp.eps, axis, keep)
-    return out, cls_tokens.mean(dim=1)
+    settings = (attention.heads, merged, attention.eps, mlp.eps, axis, keep, keys(lengths, axis))
+    out, cls_tokens, _, _ = axis_pass_operator(*tensors, *settings)
+    return out, mean_over_rows(cls_tokens, lengths, axis)
 
 
 def low_rank_pass(
-    pixels: Tensor, attention: LowRank, mlp: Mlp, *, axis: str, dtype: torch.dtype | None = None, **_: Any
+    pixels: Tensor,
+    attention: LowRank,
+    mlp: Mlp,
+    *,
+    axis: str,
+    dtype: torch.dtype | None = None,
+    lengths: Lengths | None = None,
+    **_: Any,
 ) -> tuple[Tensor, Tensor]:
     """See `septr_fast.functional.low_rank_pass`."""
     tables = (
@@ -68,7 +78,7 @@ def low_rank_pass(
     tensors = (pixels, *tables, *_layers(mlp))
     residual_dtype = pixels.dtype if dtype is None else dtype
     out, cls_tokens, _, _ = low_rank_pass_operator(*tensors, mlp.eps, axis, residual_dtype, _differentiates(*tensors))
-    return out, cls_tokens.mean(dim=1)
+    return out, mean_over_rows(cls_tokens, lengths, axis)
 
 
 def class_only_pass(
@@ -80,14 +90,16 @@ def class_only_pass(
     *,
     axis: str,
     dropout: Dropout,
+    lengths: Lengths | None = None,
     **_: Any,
 ) -> Tensor:
     """See `septr_fast.functional.class_only_pass`."""
     cls_token = cls_token + pos_embedding[0]
     normalized, query = class_query(cls_token, attention)
-    attended, _ = class_attention(grid, pos_embedding, query, normalized, attention.eps, axis)
+    valid = keys(lengths, axis)
+    attended, _ = class_attention(grid, pos_embedding, query, normalized, attention.eps, axis, valid)
     y = cls_token.unsqueeze(1) + F.dropout(project_attended(attended, attention), dropout.attention)
-    return (y + mlp_branch(y, mlp, dropout)).mean(dim=1)
+    return mean_over_rows(y + mlp_branch(y, mlp, dropout), lengths, axis)
 
 
 def _layers(mlp: Mlp) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -1,0 +1,104 @@
+"""Padded batches: how many columns or rows of each spectrogram are real.
+
+A sample with `length` valid tokens along one axis is computed as if it had been cut there, its positions cut
+alike: what stands in the padding is replaced by zeros before anything is computed from it, padded tokens are
+keys to nobody, and padded sequences count for no mean. They are computed all the same, to nobody's benefit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from septr_fast.reference import AXES
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Valid tokens of each sample.
+
+    Attributes:
+        axis: "height" or "width", the axis that is padded.
+        valid: `(batch,)`, int64, on the device of the grid; from 1 to the size of the axis.
+    """
+
+    axis: str
+    valid: Tensor
+
+
+def read(
+    lengths: Sequence[int] | Tensor, axis: str, *, batch: int, size: int, pool: int, device: torch.device
+) -> Lengths | None:
+    """Check lengths in pixels and turn them into tokens.
+
+    Lengths that are a list or on the CPU cost no synchronization with a GPU. Values cannot be checked while a
+    graph is compiled.
+
+    Args:
+        lengths: `(batch,)` integers.
+        axis: "height" or "width".
+        batch: number of samples.
+        size: of a spectrogram along `axis`, in pixels.
+        pool: pixels of a token along `axis`; an incomplete token at the end is padding.
+        device: of the grid.
+
+    Returns:
+        The lengths in tokens; None where every sample fills the axis.
+
+    Raises:
+        ValueError: for a wrong axis, shape or value.
+        TypeError: for lengths that are not integers.
+    """
+    if axis not in AXES:
+        raise ValueError(f"lengths_axis: expected one of {', '.join(AXES)}, got {axis!r}")
+    given = torch.as_tensor(lengths)
+    if given.dtype in (torch.bool, torch.uint16, torch.uint32, torch.uint64) or given.is_floating_point():
+        raise TypeError(f"lengths: expected integers, got {given.dtype}")
+    if given.is_complex():
+        raise TypeError(f"lengths: expected integers, got {given.dtype}")
+    if tuple(given.shape) != (batch,):
+        raise ValueError(f"lengths: expected one for each of {batch} samples, got shape {tuple(given.shape)}")
+    if not torch.compiler.is_compiling() and not given.is_meta:
+        values = given.tolist()
+        for sample, value in enumerate(values):
+            if not pool <= value <= size:
+                raise ValueError(
+                    f"lengths: expected {pool} to {size} along the {axis}, got {value} for sample {sample}"
+                )
+        if all(value // pool == size // pool for value in values):
+            return None
+    valid = torch.div(given.to(torch.int64), pool, rounding_mode="floor")
+    return Lengths(axis, valid.to(device, non_blocking=True))
+
+
+def clear(grid: Tensor, lengths: Lengths) -> Tensor:
+    """Zeros in place of the padding of `grid` `(batch, height, width, …)`, NaN included."""
+    dimension = 1 + AXES.index(lengths.axis)
+    shape = [1] * grid.dim()
+    shape[0], shape[dimension] = grid.shape[0], grid.shape[dimension]
+    return torch.where(within(lengths.valid, grid.shape[dimension]).view(shape), grid, 0)
+
+
+def within(valid: Tensor, size: int) -> Tensor:
+    """Whether each of `size` places is valid: `(batch, size)` from `(batch,)`."""
+    return torch.arange(size, device=valid.device) < valid.unsqueeze(1)
+
+
+def keys(lengths: Lengths | None, axis: str) -> Tensor | None:
+    """Valid tokens of every sample's sequences along `axis`, `(batch,)`; None where all are."""
+    return lengths.valid if lengths is not None and lengths.axis == axis else None
+
+
+def mean_over_rows(cls_tokens: Tensor, lengths: Lengths | None, axis: str) -> Tensor:
+    """The mean class token `(batch, dim)` of `(batch, rows, dim)`, over the valid rows of a pass along `axis`."""
+    dtype = torch.float32 if cls_tokens.dtype.itemsize < 4 else cls_tokens.dtype
+    rows = cls_tokens.shape[1]
+    if lengths is None or lengths.axis == axis:
+        count = torch.full((), rows, dtype=dtype, device=cls_tokens.device)
+    else:
+        count = lengths.valid.unsqueeze(1).to(dtype)
+        cls_tokens = torch.where(within(lengths.valid, rows).unsqueeze(2), cls_tokens, 0)
+    return (cls_tokens.sum(dim=1, dtype=dtype) / count).to(cls_tokens.dtype)
