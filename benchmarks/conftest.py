@@ -34,7 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--smoke", dest="setting", action="store_const", const="smoke", help="that everything runs")
     group.addoption("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is one")
     group.addoption("--audio", type=_audio, help="folder of WAV files, one folder per class, or 'noise'")
-    group.addoption("--memory", type=float, help="GiB for a largest batch; default: 1 on a CPU, 16 on a GPU")
+    group.addoption("--memory", type=float, help="GiB for a largest batch; default: 0.5 on a CPU, 16 on a GPU")
     group.addoption("--seconds", type=float, default=float("inf"), help="after which nothing new is started")
     group.addoption("--threads", type=int, help="threads of PyTorch; default: PyTorch's choice")
     group.addoption("--out", type=Path, default=HERE / "out", help="folder for audio, charts and results")
@@ -126,7 +126,7 @@ def runner(request: pytest.FixtureRequest) -> Iterator[Runner]:
     progress = Progress(config, sum(1 for item in request.session.items if hasattr(item, "callspec")))
     config.stash[PROGRESS] = progress
     where = device(config)
-    usual = SMOKE_MEMORY if config.getoption("setting") == "smoke" else 16.0 if where.type == "cuda" else 1.0
+    usual = SMOKE_MEMORY if config.getoption("setting") == "smoke" else 16.0 if where.type == "cuda" else 0.5
     memory = config.getoption("--memory") or usual
     made = Runner(
         setting=config.getoption("setting"),

@@ -13,6 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 ALLOWED_RATIO = 2.0
+ALLOWED_COMPILED = 1e-5
+"""Of the largest value, for what `torch.compile` generates in float32: it sums in another order, and at 128 x 128
+was three times as far off as the plain model. It is the limit of the original's stored results in float32."""
 SAMPLES = 2
 """So many spectrograms of a batch are compared."""
 
@@ -78,7 +81,7 @@ def errors(found: Outcome, wanted: Outcome) -> Errors:
     return Errors(difference, ((found.gradient - wanted.gradient).abs().max() / scale).item())
 
 
-def check(found: Errors, baseline: Errors, wanted: Outcome, unit: float, name: str) -> None:
+def check(found: Errors, baseline: Errors, wanted: Outcome, unit: float, name: str, *, compiled: bool = False) -> None:
     """Raise `ParityError` unless `found` is at most twice `baseline`, plus one unit in the last place.
 
     Args:
@@ -87,14 +90,18 @@ def check(found: Errors, baseline: Errors, wanted: Outcome, unit: float, name: s
         wanted: what both should be.
         unit: machine epsilon of the precision, taken at the largest value wanted.
         name: of case and model. NaN never passes.
+        compiled: whether `ALLOWED_COMPILED` of the largest value is enough, for float32.
     """
     largest = wanted.outputs.abs().max().item()
     pairs = [("outputs", found.outputs, baseline.outputs, unit * largest)]
     if found.gradients is not None and baseline.gradients is not None:
         pairs.append(("gradients", found.gradients, baseline.gradients, unit))
     for what, ours, plain, slack in pairs:
-        if not ours <= ALLOWED_RATIO * plain + slack:
+        allowed = ALLOWED_RATIO * plain + slack
+        if compiled:
+            allowed = max(allowed, ALLOWED_COMPILED * slack / unit)
+        if not ours <= allowed:
             raise ParityError(
                 f"{name}: the {what} are off by {ours:.2e} against float64, the baseline's by {plain:.2e}; "
-                f"at most {ALLOWED_RATIO:g} times that and {slack:.1e} are allowed. Nothing was timed."
+                f"at most {allowed:.2e} are allowed. Nothing was timed."
             )

@@ -102,8 +102,15 @@ def _check_leaf(path: str, expected: nn.Module, found: nn.Module) -> None:
     kind = type(expected)
     if not isinstance(found, kind) or type(found).forward is not kind.forward:
         raise TypeError(f"{path}: expected {kind.__name__}, got {type(found).__name__}")
-    for name in ("weight", "bias"):
-        _check_shape(f"{path}.{name}", getattr(expected, name, None), getattr(found, name, None))
+    modes = [(module, module.training) for module in found.modules()]
+    for module, _ in modes:
+        module.training = False  # A parametrization may change its buffers when it is read in training.
+    try:
+        for name in ("weight", "bias"):
+            _check_shape(f"{path}.{name}", getattr(expected, name, None), getattr(found, name, None))
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def _check_shape(path: str, expected: torch.Tensor | None, found: torch.Tensor | None) -> None:

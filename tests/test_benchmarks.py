@@ -176,6 +176,16 @@ def test_a_planted_wrong_result_is_refused(case: Case, change: float, monkeypatc
     assert found.not_run == []
 
 
+def test_compiled_code_has_a_limit_of_its_own() -> None:
+    wanted = parity.Outcome(torch.tensor([1.0, -0.5]), None)
+    plain, off, wrong = (parity.Errors(value, None) for value in (1e-7, 9e-6, 1.1e-5))
+    unit = torch.finfo(torch.float32).eps
+    parity.check(off, plain, wanted, unit, "compiled", compiled=True)
+    for found, compiled in ((off, False), (wrong, True), (parity.Errors(float("nan"), None), True)):
+        with pytest.raises(parity.ParityError, match="Nothing was timed"):
+            parity.check(found, plain, wanted, unit, "refused", compiled=compiled)
+
+
 def test_a_planted_wrong_gradient_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     build = models.build
 

@@ -102,3 +102,10 @@ def test_only_where_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_LEAST_PRODUCTS", 0)
     monkeypatch.setattr(module, "_HAS_ONEDNN", False)
     assert not module._runs_on_onednn(x, weight)
+
+
+def test_long_sums_are_as_exact_as_those_of_pytorch() -> None:
+    x, weight = torch.randn(2000, 1280), torch.randn(256, 1280)
+    exact = F.linear(x.double(), weight.double())
+    ours, plain = ((function(x, weight) - exact).abs().max() for function in (linear, F.linear))
+    assert ours <= 2 * plain
