@@ -16,6 +16,7 @@ from benchmarks.timing import Budget
 RESERVE = 30.0
 """Seconds of the stage for the ceilings, the kernels and the page at the end."""
 
+PLUGINS = ("-p", "benchmarks.bare_plugin", "-p", "no:cacheprovider")
 TINY = "block or largest"
 """Which benchmarks a rehearsal runs."""
 
@@ -27,7 +28,7 @@ def measure(device: torch.device, tiny: bool, budget: Budget, out: Path) -> dict
     results.unlink(missing_ok=True)
     options = ["--benchmark-only", "--device", device.type, "--audio", "noise", "--out", str(folder.resolve())]
     options += ["--smoke", "-k", TINY] if tiny else ["--quick", "--seconds", str(budget.left - RESERVE)]
-    command = [sys.executable, *_isolation(), "-m", "pytest", "benchmarks/", "-q", "-p", "no:cacheprovider", *options]
+    command = [sys.executable, *_isolation(), "-m", "pytest", "benchmarks/", "-q", *PLUGINS, *options]
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "log").open("w", encoding="utf-8") as log:
         code = subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=False).returncode

@@ -84,12 +84,12 @@ def axis_pass_backward(
     mlp_bias: Tensor,
     middle: Tensor,
     cls_middle: Tensor,
-    valid: Tensor | None,
     heads: int,
     merged: bool,
     attention_eps: float,
     mlp_eps: float,
     axis: str,
+    valid: Tensor | None = None,
 ) -> list[Tensor]:
     """Contiguous gradients of `axis_pass` in its tensors, in their order, without those that are None."""
     weights = Weights(query_weight, query_bias, out_weight, out_bias, hidden_weight, hidden_bias, mlp_weight, mlp_bias)
@@ -125,8 +125,8 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _differentiate(ctx: Any, grad_out: Tensor, grad_cls_out: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    saved = ctx.saved_tensors
-    settings = (ctx.heads, ctx.merged, ctx.attention_eps, ctx.mlp_eps, ctx.axis)
+    *saved, valid = ctx.saved_tensors
+    settings = (ctx.heads, ctx.merged, ctx.attention_eps, ctx.mlp_eps, ctx.axis, valid)
     gradients = iter(axis_pass_backward(grad_out, grad_cls_out, *saved, *settings))
     return *(None if tensor is None else next(gradients) for tensor in saved[:11]), *(None,) * 7
 
@@ -146,7 +146,7 @@ def axis_pass_backward_flops(
     grad_out: Any, grad_cls_out: Any, grid: Any, cls_token: Any, pos: Any, *arguments: Any, **_: Any
 ) -> int:
     """The gradients' products, and those of the forward pass that are done again for them."""
-    return _flops(grid, pos, arguments[:8], arguments[-1], projections=3, attention=9, mlp=5)
+    return _flops(grid, pos, arguments[:8], arguments[14], projections=3, attention=9, mlp=5)
 
 
 def _flops(

@@ -235,9 +235,9 @@ def class_attention_backward(
     cls_hat: Tensor,
     attended: Tensor,
     statistics: Tensor,
-    valid: Tensor | None,
     eps: float,
     axis: str,
+    valid: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of `class_attention` for `grid`, `pos`, `query` and `cls_hat`, each in its dtype."""
     grad_grid = torch.empty_like(grid, memory_format=torch.contiguous_format)
@@ -275,7 +275,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 
 def _differentiate(ctx: Any, grad_attended: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    return *class_attention_backward(grad_attended, *ctx.saved_tensors, ctx.eps, ctx.axis), None, None, None
+    *tensors, valid = ctx.saved_tensors
+    return *class_attention_backward(grad_attended, *tensors, ctx.eps, ctx.axis, valid), None, None, None
 
 
 class_attention.register_autograd(_differentiate, setup_context=_save)

@@ -79,7 +79,7 @@ def check(inputs: Inputs, axis: str, grad: Tensor | None = None) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_as_good_as_plain_at_every_scale(dtype: torch.dtype, scale: float, device: torch.device) -> None:
     with launch.override(SMALL):
-        check(draw((4, 5, 19, 24), "width", 3, device, dtype, scale), "width")
+        check(draw((10, 2, 19, 24), "width", 3, device, dtype, scale), "width")
 
 
 @pytest.mark.parametrize("axis", ["height", "width"])
