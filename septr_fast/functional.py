@@ -13,7 +13,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from septr_fast import kernels, torch_backend
+from septr_fast import kernels, torch_backend, torch_operators
 from septr_fast.backend import choose
 from septr_fast.folding import NO_DROPOUT, Direct, Dropout, LowRank, Merged, Mlp
 from septr_fast.lengths import Lengths
@@ -151,7 +151,7 @@ def _runs(
         along_padding=along_padding,
     )
     if choose(backend, pass_name, grid.device, limit) == "torch":
-        return torch_backend
+        return torch_operators if torch_operators.serve(grid.device, dropout) else torch_backend
     from septr_fast import triton_backend
 
     return triton_backend

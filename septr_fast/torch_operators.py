@@ -1,0 +1,159 @@
+"""The passes of `torch_backend` as operators that a compiler leaves whole, for compiled inference on a CPU.
+
+A compiler that sees into a pass fuses more, but runs each step over the whole grid: out of the caches, and slower than
+the chunks of `torch_backend` (1.12 times for the default model on two cores of an AMD EPYC). So a pass is one
+operator to it. Exporters see into it, and so does a compiler where gradients are recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from septr_fast import torch_backend
+from septr_fast.folding import NO_DROPOUT, Direct, Dropout, LowRank, Merged, Mlp
+from septr_fast.lengths import Lengths
+from septr_fast.recording import transforms
+
+
+def serve(device: torch.device, dropout: Dropout) -> bool:
+    """Whether a pass over tensors on `device` is compiled as one of these operators."""
+    if not torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return False
+    return device.type == "cpu" and not torch.is_grad_enabled() and not transforms() and dropout == NO_DROPOUT
+
+
+def axis_pass(
+    grid: Tensor,
+    cls_token: Tensor,
+    pos_embedding: Tensor,
+    attention: Direct | Merged,
+    mlp: Mlp,
+    *,
+    axis: str,
+    lengths: Lengths | None = None,
+    **_: Any,
+) -> tuple[Tensor, Tensor]:
+    """See `septr_fast.functional.axis_pass`."""
+    weights = (_tensors(attention), _tensors(mlp), attention.heads, [attention.eps, mlp.eps])
+    merged = isinstance(attention, Merged)
+    return _axis_pass(grid, cls_token, pos_embedding, *weights, merged, axis, *_padded(lengths))
+
+
+def low_rank_pass(
+    pixels: Tensor,
+    attention: LowRank,
+    mlp: Mlp,
+    *,
+    axis: str,
+    dtype: torch.dtype | None = None,
+    lengths: Lengths | None = None,
+    **_: Any,
+) -> tuple[Tensor, Tensor]:
+    """See `septr_fast.functional.low_rank_pass`."""
+    weights = (_tensors(attention), _tensors(mlp), attention.heads, mlp.eps)
+    return _low_rank_pass(pixels, *weights, axis, pixels.dtype if dtype is None else dtype, *_padded(lengths))
+
+
+def class_only_pass(
+    grid: Tensor,
+    cls_token: Tensor,
+    pos_embedding: Tensor,
+    attention: Direct,
+    mlp: Mlp,
+    *,
+    axis: str,
+    lengths: Lengths | None = None,
+    **_: Any,
+) -> Tensor:
+    """See `septr_fast.functional.class_only_pass`."""
+    weights = (_tensors(attention), _tensors(mlp), attention.heads, [attention.eps, mlp.eps])
+    return _class_only_pass(grid, cls_token, pos_embedding, *weights, axis, *_padded(lengths))
+
+
+@torch.library.custom_op("septr_fast::torch_axis_pass", mutates_args=())
+def _axis_pass(
+    grid: Tensor,
+    cls_token: Tensor,
+    pos_embedding: Tensor,
+    attention: Sequence[Tensor | None],
+    mlp: Sequence[Tensor | None],
+    heads: int,
+    eps: Sequence[float],
+    merged: bool,
+    axis: str,
+    valid: Tensor | None,
+    padded_axis: str,
+) -> tuple[Tensor, Tensor]:
+    kind = Merged if merged else Direct
+    weights = (kind(heads, eps[0], *attention), Mlp(eps[1], *mlp))  # type: ignore[arg-type]
+    lengths = _lengths(valid, padded_axis)
+    return torch_backend.axis_pass(grid, cls_token, pos_embedding, *weights, axis=axis, lengths=lengths)
+
+
+@torch.library.custom_op("septr_fast::torch_low_rank_pass", mutates_args=())
+def _low_rank_pass(
+    pixels: Tensor,
+    attention: Sequence[Tensor | None],
+    mlp: Sequence[Tensor | None],
+    heads: int,
+    eps: float,
+    axis: str,
+    dtype: torch.dtype,
+    valid: Tensor | None,
+    padded_axis: str,
+) -> tuple[Tensor, Tensor]:
+    weights = (LowRank(heads, *attention), Mlp(eps, *mlp))  # type: ignore[arg-type]
+    lengths = _lengths(valid, padded_axis)
+    return torch_backend.low_rank_pass(pixels, *weights, axis=axis, dtype=dtype, lengths=lengths)
+
+
+@torch.library.custom_op("septr_fast::torch_class_only_pass", mutates_args=())
+def _class_only_pass(
+    grid: Tensor,
+    cls_token: Tensor,
+    pos_embedding: Tensor,
+    attention: Sequence[Tensor | None],
+    mlp: Sequence[Tensor | None],
+    heads: int,
+    eps: Sequence[float],
+    axis: str,
+    valid: Tensor | None,
+    padded_axis: str,
+) -> Tensor:
+    weights = (Direct(heads, eps[0], *attention), Mlp(eps[1], *mlp))  # type: ignore[arg-type]
+    lengths = _lengths(valid, padded_axis)
+    return torch_backend.class_only_pass(grid, cls_token, pos_embedding, *weights, axis=axis, lengths=lengths)
+
+
+@_axis_pass.register_fake
+def _(grid: Tensor, cls_token: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return grid.new_empty(grid.shape), torch.empty_like(cls_token, memory_format=torch.contiguous_format)
+
+
+@_low_rank_pass.register_fake
+def _(pixels: Tensor, attention: Any, mlp: Any, heads: int, eps: float, axis: str, dtype: Any, *_: Any) -> Any:
+    dim = mlp[3].shape[0]
+    return pixels.new_empty(*pixels.shape[:3], dim, dtype=dtype), pixels.new_empty(pixels.shape[0], dim, dtype=dtype)
+
+
+@_class_only_pass.register_fake
+def _(grid: Tensor, cls_token: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(cls_token, memory_format=torch.contiguous_format)
+
+
+def _tensors(weights: Direct | Merged | LowRank | Mlp) -> list[Tensor | None]:
+    """The tensors of `weights` in the order of its fields."""
+    return [getattr(weights, field.name) for field in fields(weights) if field.name not in ("heads", "eps")]
+
+
+def _padded(lengths: Lengths | None) -> tuple[Tensor | None, str]:
+    return (None, "") if lengths is None else (lengths.valid, lengths.axis)
+
+
+def _lengths(valid: Tensor | None, axis: str) -> Lengths | None:
+    return None if valid is None else Lengths(axis, valid)
