@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from septr_fast.report import charts, page, static, tables
@@ -52,7 +52,7 @@ def _blocks(sources: Sources, folder: Path, link: str, drawing: bool) -> Iterato
         yield NO_GPU
         for evidence in sources.compiled.values():
             yield f"### {static.TITLE}"
-            yield from page.compiled(evidence)
+            yield from _folded("Every kernel", page.compiled(evidence))
 
 
 def _section(run: Run, album: Album) -> Iterator[str]:
@@ -62,11 +62,20 @@ def _section(run: Run, album: Album) -> Iterator[str]:
     cases = main_cases(run)
     if cases:
         yield page.speed_chart(cases, album, "main cases")
-        yield tables.speed(run, (result for results in cases.values() for result in results), tables.SHORT)
-        yield tables.SPEED_LEGEND
-        yield from page.memory_charts(cases, album)
-    for block in (*page.growth(run, album), *page.kernels(run, album)):
-        yield f"#{block}" if block.startswith("###") else block
+        table = tables.speed(run, (result for results in cases.values() for result in results), tables.SHORT)
+        yield from _folded("In figures", (table, tables.SPEED_LEGEND))
+        yield from _folded("Memory", page.memory_charts(cases, album))
+    yield from _folded("Growth", page.growth(run, album))
+    yield from _folded("Work of every kernel", page.kernels(run, album))
+
+
+def _folded(title: str, blocks: Iterable[str]) -> Iterator[str]:
+    """`blocks` to unfold below `title`, other headings in bold; nothing where there are none."""
+    inside = [block for block in blocks if block not in ("", f"### {title}")]
+    if inside:
+        yield f"<details>\n<summary>{title}</summary>"
+        yield from (block.replace("### ", "**", 1) + "**" if block.startswith("### ") else block for block in inside)
+        yield "</details>"
 
 
 def main(readme: Path = ROOT / "README.md", results: Path = RESULTS) -> int:

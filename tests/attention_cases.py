@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from tolerance import assert_as_good
+from tolerance import assert_all_as_good, assert_as_good
 from torch import Tensor
 
 pytest.importorskip("triton")
@@ -214,13 +214,19 @@ def check(
     axis: str,
     gradients: Sequence[Tensor] | None = None,
     attend: Attend = softmax_attention,
+    *,
+    together: bool = False,
 ) -> None:
-    """Assert that the kernels are as good as plain PyTorch, from the outputs' `gradients` or random ones."""
+    """Assert that the kernels are as good as plain PyTorch, from the outputs' `gradients` or random ones.
+
+    With `together` results of few values are compared together.
+    """
     gradients = gradients or output_gradients(inputs, heads, axis)
     oracle = step(plain_attention, inputs.changed(Tensor.double), heads, axis, gradients)
     plain = step(partial(plain_attention, attend=attend), inputs, heads, axis, gradients)
     found = step(axis_attention, inputs, heads, axis, gradients)
-    assert_as_good(*(with_one_lse(each) for each in (found, plain, oracle)))
+    compare = assert_all_as_good if together else assert_as_good
+    compare(*(with_one_lse(each) for each in (found, plain, oracle)))
 
 
 def with_one_lse(results: dict[str, Tensor]) -> dict[str, Tensor]:

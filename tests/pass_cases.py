@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import pytest
 import torch
-from tolerance import assert_as_good
+from tolerance import assert_all_as_good
 from torch import Tensor, nn
 
 pytest.importorskip("triton")
@@ -37,9 +36,6 @@ TILES = {
     "low_rank_bwd": LOW_RANK,
 }
 """Small enough that a sequence takes several tiles; the others of the tables are."""
-
-FEW = 256
-"""A tensor of fewer values is compared together with others: its mean error says little."""
 
 
 class Tables(nn.Module):
@@ -201,24 +197,3 @@ def check(case: Case, gradients: dict[str, Tensor] | None = None) -> dict[str, T
     exact = case.changed(Tensor.double, torch.float64)
     assert_all_as_good(results, step(case, "torch", gradients), step(exact, "torch", gradients))
     return results
-
-
-def assert_all_as_good(results: dict[str, Tensor], plain: dict[str, Tensor], oracle: dict[str, Tensor]) -> None:
-    """`assert_as_good`, with tensors of few values joined to one for each dtype.
-
-    A bias of two dozen values has two dozen errors, whose mean is as much a matter of chance as of the
-    kernel. So what has fewer than `FEW` values is brought to a common size by a power of two, which rounds
-    nothing, and compared together.
-    """
-    few: tuple[dict[str, list[Tensor]], ...] = ({}, {}, {})
-    many: tuple[dict[str, Tensor], ...] = ({}, {}, {})
-    for name, wanted in oracle.items():
-        largest = wanted.abs().max().item() if 0 < wanted.numel() < FEW else 0.0
-        for index, values in enumerate((results, plain, oracle)):
-            if largest:
-                joined = few[index].setdefault(f"few values in {results[name].dtype}", [])
-                joined.append(values[name].flatten() / 2.0 ** math.floor(math.log2(largest)))
-            else:
-                many[index][name] = values[name]
-    together = ({name: torch.cat(parts) for name, parts in group.items()} for group in few)
-    assert_as_good(*({**one, **two} for one, two in zip(many, together, strict=True)))

@@ -1,4 +1,4 @@
-"""Models and blocks on Triton operators: results, gradients, goldens, autocast, memory, work, compilation."""
+"""Models on Triton operators: results, gradients, autocast, memory, work, compilation."""
 
 from __future__ import annotations
 
@@ -14,16 +14,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 pytest.importorskip("triton")
 
-from pass_cases import TILES, assert_all_as_good
+from pass_cases import TILES
 from septr_fast.kernels import launch
-from test_goldens import BLOCKS, MODELS, assert_close, compare_summaries, hashed, load, with_golden_weights
+from tolerance import assert_all_as_good
 
 from benchmarks.measure import saved_bytes
 from benchmarks.shapes import IN_USE, SMALL
-from septr_fast import SepTr, SepTrBlock, reference
-
-QUICK = {"model_floor_downsample", "model_single_head", "model_tiny"}
-"""Golden models that the interpreter runs in seconds."""
+from septr_fast import SepTr, reference
 
 TINY: dict[str, Any] = {
     "input_size": (3, 5),
@@ -100,45 +97,6 @@ def test_autocast(dtype: torch.dtype, device: torch.device) -> None:
     assert results["logits"].dtype == dtype
     assert all(x.dtype == torch.float32 for name, x in results.items() if name != "logits")
     assert_as_good_as_either(results, others, gradients(copy.deepcopy(expected).double(), x.double()))
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_golden_model(name: str, device: torch.device) -> None:
-    if device.type == "cpu" and name not in QUICK:
-        pytest.skip("takes the interpreter minutes")
-    stored, config, batch, seed = load(name)
-    model = with_golden_weights(SepTr(**config, backend="triton"), seed, torch.float32).to(device)
-    size = reference.size_pair(config.get("input_size", (128, 128)), "input_size")
-    x = hashed("input", (batch, config.get("channels", 1), *size), 1.7, seed).requires_grad_()
-    logits = model(x.to(device)).cpu()
-    loss = nn.functional.cross_entropy(logits, torch.from_numpy(stored["labels"]))
-    loss.backward()
-    model.cpu()
-    assert_close(logits, stored["logits"], torch.float32, "logits")
-    assert_close(loss, stored["loss"], torch.float32, "loss")
-    if "gradnorm" in stored.files:
-        compare_summaries(model, x, stored, seed, torch.float32)
-        return
-    assert_close(x.grad, stored["grad/input"], torch.float32, "input")
-    for key, parameter in model.named_parameters():
-        assert_close(parameter.grad, stored[f"grad/{key}"], torch.float32, key)
-
-
-@pytest.mark.parametrize("name", BLOCKS)
-def test_golden_block(name: str, device: torch.device) -> None:
-    stored, config, _, seed = load(name)
-    block = with_golden_weights(SepTrBlock(**config, backend="triton"), seed, torch.float32).to(device)
-    x, cls_token = (torch.from_numpy(stored[key]).float().requires_grad_() for key in ("input", "cls_token"))
-    out_x, out_cls = (out.cpu() for out in block(x.to(device), cls_token.to(device)))
-    assert_close(out_x, stored["out_x"], torch.float32, "out_x")
-    assert_close(out_cls, stored["out_cls"], torch.float32, "out_cls")
-    directions = [torch.from_numpy(stored[key]).float() for key in ("grad_out_x", "grad_out_cls")]
-    torch.autograd.backward([out_x, out_cls], directions)
-    block.cpu()
-    assert_close(x.grad, stored["grad/input"], torch.float32, "input")
-    assert_close(cls_token.grad, stored["grad/cls_token"], torch.float32, "cls_token")
-    for key, parameter in block.named_parameters():
-        assert_close(parameter.grad, stored[f"grad/{key}"], torch.float32, key)
 
 
 def test_evaluation_and_recomputation_give_the_same_bits(device: torch.device) -> None:

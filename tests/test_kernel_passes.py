@@ -14,9 +14,10 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from pass_cases import TILES, Case, assert_all_as_good, check, step
+from pass_cases import TILES, Case, check, step
 from pass_cases import draw as draw_case
 from septr_fast.kernels import axis_pass, launch, low_rank_pass, passes
+from tolerance import assert_all_as_good
 
 from septr_fast.folding import Direct, LowRank, Merged
 
