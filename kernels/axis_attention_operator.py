@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from .axis_attention import Operands, attend, attend_backward
-from .operators import along, refuse_second_derivative
+from .operators import along, check_grid, check_tensors, refuse_second_derivative
 
 
 @torch.library.custom_op("septr_fast::axis_attention", mutates_args=())
@@ -42,6 +42,7 @@ def axis_attention(
 
     Raises:
         ValueError: where a shape does not fit, naming the argument.
+        TypeError: where a tensor is elsewhere than `query`, or not dense.
     """
     operands = _operands(query, key, value, cls_query, cls_key, cls_value, heads, axis)
     out, cls_out, lse, cls_lse = _outputs(query, cls_query, heads, axis)
@@ -102,6 +103,8 @@ def _operands(
     axis: str,
 ) -> Operands:
     """Check the operator's arguments and view them per head."""
+    check_grid("query", query)
+    check_grid("key", key)
     batch, height, width, features = query.shape
     if heads < 1 or features % heads:
         raise ValueError(f"heads: expected a divisor of the {features} features of query, got {heads}")
@@ -113,11 +116,16 @@ def _operands(
         )
     if (value is None) != (cls_value is None):
         raise ValueError("cls_value: expected None where value is None, and only there")
-    expected = {"value": (value, key.shape), "cls_query": (cls_query, (batch, features))}
-    expected |= {"cls_key": (cls_key, (batch, key.shape[3])), "cls_value": (cls_value, (batch, key.shape[3]))}
-    for name, (tensor, shape) in expected.items():
-        if tensor is not None and tensor.shape != shape:
-            raise ValueError(f"{name}: expected {tuple(shape)}, got {tuple(tensor.shape)}")
+    keys = (batch, key.shape[3])
+    expected: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {
+        "query": (query, tuple(query.shape)),
+        "key": (key, tuple(key.shape)),
+        "value": (value, tuple(key.shape)),
+        "cls_query": (cls_query, (batch, features)),
+        "cls_key": (cls_key, keys),
+        "cls_value": (cls_value, keys),
+    }
+    check_tensors(query.device, expected)
     return Operands(
         query=_per_head(query, heads, axis),
         key=_per_head(key, key_heads, axis),

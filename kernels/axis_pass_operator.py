@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from .axis_pass import Settings, Weights, backward, forward
-from .operators import along, refuse_second_derivative
+from .operators import along, check_grid, check_tensors, check_valid, refuse_second_derivative
 
 
 @torch.library.custom_op("septr_fast::axis_pass", mutates_args=())
@@ -59,9 +59,14 @@ def axis_pass(
     Returns:
         The grid `(batch, height, width, dim)`, the class token of every sequence `(batch, rows, dim)`, and, for
         the backward pass alone, both as they were between attention and MLP (without `keep`, nothing).
+
+    Raises:
+        ValueError: where a shape does not fit, naming the argument.
+        TypeError: where a tensor is elsewhere than `grid`, or not dense, or `valid` is not int64.
     """
     weights = Weights(query_weight, query_bias, out_weight, out_bias, hidden_weight, hidden_bias, mlp_weight, mlp_bias)
     settings = Settings(heads, merged, attention_eps, mlp_eps, axis)
+    _check(grid, cls_token, pos, weights, settings, valid)
     out, cls_out, middle, cls_middle = forward(grid, cls_token, pos, weights, settings, keep, _contiguous(valid))
     nothing = (grid.new_empty(0), grid.new_empty(0))
     return out, cls_out, *(nothing if middle is None or cls_middle is None else (middle, cls_middle))
@@ -101,7 +106,9 @@ def axis_pass_backward(
 
 @axis_pass.register_fake
 def _(grid: Tensor, cls_token: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    axis, keep = arguments[13:15]
+    weights, settings, keep = Weights(*arguments[1:9]), Settings(*arguments[9:14]), arguments[14]
+    _check(grid, cls_token, arguments[0], weights, settings, arguments[15] if len(arguments) > 15 else None)
+    axis = settings.axis
     batch, rows, _, dim = along(grid, axis).shape
     out, cls_out = grid.new_empty(grid.shape), grid.new_empty(batch, rows, dim)
     kept = (torch.empty_like(out), torch.empty_like(cls_out)) if keep else (grid.new_empty(0), grid.new_empty(0))
@@ -111,6 +118,39 @@ def _(grid: Tensor, cls_token: Tensor, *arguments: Any) -> tuple[Tensor, Tensor,
 @axis_pass_backward.register_fake
 def _(grad_out: Tensor, grad_cls_out: Tensor, *arguments: Any) -> list[Tensor]:
     return [tensor.new_empty(tensor.shape) for tensor in arguments[:11] if tensor is not None]
+
+
+def _check(
+    grid: Tensor, cls_token: Tensor, pos: Tensor, weights: Weights, settings: Settings, valid: Tensor | None
+) -> None:
+    """Raise an error that names the tensor that does not fit the grid and the settings."""
+    check_grid("grid", grid)
+    check_valid(valid)
+    batch, _, length, dim = along(grid, settings.axis).shape
+    heads, projected, hidden = settings.heads, weights.query_weight.shape[0], weights.hidden_weight.shape[0]
+    parts = heads if settings.merged else 3 * heads
+    if heads < 1 or projected % parts:
+        raise ValueError(f"heads: expected a divisor of {projected} rows of query_weight, got {heads}")
+    features = dim if settings.merged else projected // parts
+    if weights.out_weight is None and (heads, features) != (1, dim):
+        raise ValueError(f"out_weight: expected ({dim}, {heads * features}), got None")
+    if (weights.out_weight is None) != (weights.out_bias is None):
+        raise ValueError("out_bias: expected None where out_weight is None, and only there")
+    expected = {
+        "grid": (grid, tuple(grid.shape)),
+        "cls_token": (cls_token, (batch, dim)),
+        "pos": (pos, (1 + length, dim)),
+        "query_weight": (weights.query_weight, (parts * features, dim)),
+        "query_bias": (weights.query_bias, (parts * features,)),
+        "out_weight": (weights.out_weight, (dim, heads * features)),
+        "out_bias": (weights.out_bias, (dim,)),
+        "hidden_weight": (weights.hidden_weight, (hidden, dim)),
+        "hidden_bias": (weights.hidden_bias, (hidden,)),
+        "mlp_weight": (weights.mlp_weight, (dim, hidden)),
+        "mlp_bias": (weights.mlp_bias, (dim,)),
+        "valid": (valid, (batch,)),
+    }
+    check_tensors(grid.device, expected)
 
 
 def _contiguous(valid: Tensor | None) -> Tensor | None:

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import launch
 from .class_attention_kernels import class_attention_bwd_kernel, class_attention_fwd_kernel, class_key_bwd_kernel
-from .operators import along, refuse_second_derivative
+from .operators import along, check_grid, check_tensors, check_valid, refuse_second_derivative
 
 
 def attend(
@@ -212,15 +212,35 @@ def class_attention(
         which have no gradient.
 
     Raises:
+        ValueError: where a shape does not fit, naming the argument.
+        TypeError: where a tensor is elsewhere than `grid`, or not dense, or `valid` is not int64.
         LookupError: where no configuration serves `dim` features and so many heads.
     """
+    _check(grid, pos, query, cls_hat, axis, valid)
     return attend(along(grid, axis), pos[1:], query, cls_hat, eps, None if valid is None else valid.contiguous())
+
+
+def _check(grid: Tensor, pos: Tensor, query: Tensor, cls_hat: Tensor, axis: str, valid: Tensor | None) -> None:
+    """Raise an error that names the tensor that does not fit the grid."""
+    check_grid("grid", grid)
+    check_valid(valid)
+    batch, _, length, dim = along(grid, axis).shape
+    heads = query.shape[1] if query.dim() == 3 else 0
+    expected = {
+        "grid": (grid, tuple(grid.shape)),
+        "pos": (pos, (1 + length, dim)),
+        "query": (query, (batch, heads, dim)),
+        "cls_hat": (cls_hat, (batch, dim)),
+        "valid": (valid, (batch,)),
+    }
+    check_tensors(grid.device, expected)
 
 
 @class_attention.register_fake
 def _(
     grid: Tensor, pos: Tensor, query: Tensor, cls_hat: Tensor, eps: float, axis: str, valid: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
+    _check(grid, pos, query, cls_hat, axis, valid)
     batch, rows, _, width = along(grid, axis).shape
     shape = (batch, rows, query.shape[1])
     return query.new_empty(*shape, width), query.new_empty(*shape, 2, dtype=torch.float32)

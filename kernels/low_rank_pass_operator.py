@@ -10,7 +10,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from .low_rank import ScoreTables
 from .low_rank_pass import Tables, backward, forward
-from .operators import along, refuse_second_derivative
+from .operators import along, check_grid, check_tensors, refuse_second_derivative
 from .passes import Layers
 
 
@@ -70,6 +70,10 @@ def low_rank_pass(
     Returns:
         The grid `(batch, height, width, dim)`, the class token of every sequence `(batch, rows, dim)`, and, for
         the backward pass alone, both as they were between attention and MLP (without `keep`, nothing).
+
+    Raises:
+        ValueError: where a shape does not fit, naming the argument.
+        TypeError: where a tensor is elsewhere than `pixels`, or not dense.
     """
     tables = _tables(
         gram,
@@ -91,6 +95,7 @@ def low_rank_pass(
         mlp_weight,
         mlp_bias,
     )
+    _check(pixels, tables, axis)
     out, cls_out, middle, cls_middle = forward(pixels, tables, eps, axis, dtype, keep)
     nothing = (out.new_empty(0), out.new_empty(0))
     return out, cls_out, *(nothing if middle is None or cls_middle is None else (middle, cls_middle))
@@ -123,9 +128,43 @@ def _tables(*tensors: Tensor) -> Tables:
     return Tables(scores, position_values, pixel_values, out_bias, token_weight, token_bias, layers)
 
 
+def _check(pixels: Tensor, tables: Tables, axis: str) -> None:
+    """Raise an error that names the tensor that does not fit the pixels."""
+    check_grid("pixels", pixels)
+    _, _, length, channels = along(pixels, axis).shape
+    tokens, dim, hidden = 1 + length, tables.token_bias.shape[-1], tables.layers.hidden_weight.shape[0]
+    heads = tables.scores.position_position.numel() // tokens**2
+    shapes = {
+        "gram": (channels, channels),
+        "cross": (tokens, channels),
+        "square": (tokens,),
+        "pixel_pixel": (channels, heads * channels),
+        "position_pixel": (tokens, heads, channels),
+        "pixel_bias": (heads * channels,),
+        "pixel_position": (channels, heads * tokens),
+        "position_position": (tokens, heads, tokens),
+        "position_bias": (heads * tokens,),
+        "position_values": (dim, heads * tokens),
+        "pixel_values": (dim, heads * channels),
+        "out_bias": (dim,),
+        "token_weight": (dim, channels),
+        "token_bias": (tokens, dim),
+        "hidden_weight": (hidden, dim),
+        "hidden_bias": (hidden,),
+        "mlp_weight": (dim, hidden),
+        "mlp_bias": (dim,),
+    }
+    found = tables.tensors
+    expected = {"pixels": (pixels, tuple(pixels.shape))} | {
+        name: (found[name], shape) for name, shape in shapes.items()
+    }
+    check_tensors(pixels.device, expected)
+
+
 @low_rank_pass.register_fake
 def _(pixels: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dim, (axis, dtype, keep) = arguments[11].shape[0], arguments[-3:]
+    _check(pixels, _tables(*arguments[:18]), axis)
     rows = along(pixels, axis)
     out = pixels.new_empty(*pixels.shape[:3], dim, dtype=dtype)
     cls_out = out.new_empty(*rows.shape[:2], dim)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
+
+Expected = Mapping[str, tuple[Tensor | None, tuple[int, ...]]]
+"""Tensors by the names of an operator's arguments, each with the shape that it has to have; None where it is absent."""
 
 
 def refuse_second_derivative(backward: Any, name: str) -> None:
@@ -23,3 +28,31 @@ def along(grid: Tensor, axis: str) -> Tensor:
     if axis not in ("height", "width"):
         raise ValueError(f"axis: expected height or width, got {axis!r}")
     return grid.transpose(1, 2) if axis == "height" else grid
+
+
+def check_grid(name: str, grid: Tensor) -> None:
+    """Raise `ValueError` unless `grid` has four dimensions."""
+    if grid.dim() != 4:
+        raise ValueError(f"{name}: expected (batch, height, width, features), got {tuple(grid.shape)}")
+
+
+def check_tensors(device: torch.device, expected: Expected) -> None:
+    """Check what a kernel would read beyond its memory otherwise.
+
+    Raises:
+        ValueError: for a tensor of another shape than expected, naming it.
+        TypeError: for a tensor that is not on `device`, or not dense.
+    """
+    for name, (tensor, shape) in expected.items():
+        if tensor is None:
+            continue
+        if tuple(tensor.shape) != shape:
+            raise ValueError(f"{name}: expected {shape}, got {tuple(tensor.shape)}")
+        if tensor.device != device or tensor.layout != torch.strided:
+            raise TypeError(f"{name}: expected a dense tensor on {device}, got {tensor.layout} on {tensor.device}")
+
+
+def check_valid(valid: Tensor | None) -> None:
+    """Raise `TypeError` unless the numbers of valid tokens are int64."""
+    if valid is not None and valid.dtype != torch.int64:
+        raise TypeError(f"valid: expected torch.int64, got {valid.dtype}")

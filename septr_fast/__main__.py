@@ -1,4 +1,4 @@
-"""Command line: `python -m septr_fast` with `plan`, `predict`, `info`, `kernels`, `tune` or `report`."""
+"""Command line: `python -m septr_fast` with `plan`, `predict`, `explain`, `info`, `kernels`, `tune` or `report`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from septr_fast import info, kernel_command, predict_command, tune
+from septr_fast import explain_command, info, kernel_command, predict_command, tune
 from septr_fast.model import SepTr
 from septr_fast.plan import FORMULATIONS
 from septr_fast.reference import AXES
@@ -25,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_parser("info", help="versions, devices, the backend of every pass there, and why")
     tune.add_arguments(commands.add_parser("tune", help="measure launch configurations on this GPU"))
     predict_command.add_arguments(commands.add_parser("predict", help="the classes of audio files"))
+    explain_command.add_arguments(commands.add_parser("explain", help="what a model looks at in an audio file, drawn"))
     report_command.add_arguments(commands.add_parser("report", help="stored results as a page with tables and charts"))
     options = vars(parser.parse_args(arguments))
     others: dict[str, Callable[..., int]] = {
@@ -32,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "kernels": kernel_command.run,
         "tune": tune.run,
         "predict": predict_command.run,
+        "explain": explain_command.run,
         "report": report_command.run,
     }
     command = others.get(options.pop("command"))

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from septr_fast import comparison, original
+from septr_fast.backend import check_name
 from septr_fast.model import SepTr, Size
 from septr_fast.reference import size_pair
 from septr_fast.sharing import share
@@ -53,8 +54,12 @@ def accelerate(
 
     Raises:
         ValueError: where there is no instance, or an argument contradicts one.
-        TypeError: where a module only looks alike, or something cannot be read; it names module and difference.
+        TypeError: for what is no module; where a module only looks alike, or something cannot be read, naming module
+            and difference.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a module, got {type(model).__name__}")
+    check_name(backend)
     given: dict[str, Any] = {
         "heads": heads,
         "input_size": None if input_size is None else size_pair(input_size, "input_size"),

@@ -36,6 +36,7 @@ def dataset_statistics(batches: Iterable[Tensor]) -> Statistics:
 
     Raises:
         ValueError: if there is no batch, or for one of another shape, without values, or with NaN or infinity.
+        TypeError: for a batch that is no tensor.
     """
     count, mean, squares = 0, torch.zeros(0), torch.zeros(0)
     for index, batch in enumerate(batches):
@@ -56,6 +57,8 @@ def dataset_statistics(batches: Iterable[Tensor]) -> Statistics:
 
 
 def _check(batch: Tensor, index: int, channels: int | None) -> None:
+    if not isinstance(batch, Tensor):
+        raise TypeError(f"batches: expected tensors, got {type(batch).__name__} as batch {index}")
     if batch.dim() != 4 or not batch.numel() or not batch.is_floating_point():
         found = f"{batch.dtype} {tuple(batch.shape)}"
         raise ValueError(

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from septr_fast import front_ends, reference
-from septr_fast.model import SepTr
+from septr_fast.model import SepTr, Size
 from septr_fast.spectrogram import Spectrogram
 
 VERSION = 1
@@ -112,17 +112,20 @@ def save(
     _replace(target, safetensors.save(state, metadata={"format": "pt", _ENTRY: json.dumps(about)}))
 
 
-def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Bundle:
+def load(path: str | os.PathLike[str], device: str | torch.device = "cpu", *, input_size: Size | None = None) -> Bundle:
     """Read what `save` wrote; the dtype of the weights is kept.
 
     Args:
         path: the file.
         device: where model and front-end go.
+        input_size: `(height, width)` of spectrograms, or one int for both, where model and front-end shall be of
+            another size than in the file: see `SepTr.resize_positions` and `front_ends.resized`. None for that of
+            the file.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: for a file that is broken or no checkpoint, or whose parts do not fit together; it names the
-            file.
+            file. And for an `input_size` that model or front-end cannot have.
         ImportError: where safetensors is missing.
     """
     file = Path(path)
@@ -131,6 +134,8 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Bu
         bundle = _assemble(_about(metadata), state)
     except ValueError as error:
         raise ValueError(f"path: expected a checkpoint of septr_fast, got {file}: {error}") from error
+    if input_size is not None:
+        bundle = _resized(bundle, reference.size_pair(input_size, "input_size"))
     return Bundle(bundle.model.to(device).eval(), bundle.front_end.to(device), bundle.classes)
 
 
@@ -152,6 +157,13 @@ def _assemble(about: Mapping[str, Any], state: Mapping[str, Tensor]) -> Bundle:
             f"the model's input, got {front_end.size}"
         )
     return Bundle(model, front_end, tuple(about["classes"]))
+
+
+def _resized(bundle: Bundle, input_size: tuple[int, int]) -> Bundle:
+    """`bundle` with model and front-end for spectrograms `(height, width)`."""
+    front_end = front_ends.build(front_ends.resized(bundle.front_end.settings, input_size))
+    bundle.model.resize_positions(input_size)
+    return Bundle(bundle.model, front_end, bundle.classes)
 
 
 def _read(file: Path) -> tuple[Mapping[str, str], dict[str, Tensor]]:

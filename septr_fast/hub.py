@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from septr_fast import model
 
 try:
     from huggingface_hub import PyTorchModelHubMixin
+    from safetensors import SafetensorError
 except ImportError as error:
-    raise ImportError("septr_fast.hub needs the package huggingface_hub: pip install 'septr_fast[hub]'") from error
+    raise ImportError(
+        "septr_fast.hub needs the packages huggingface_hub and safetensors: pip install 'septr_fast[hub]'"
+    ) from error
 
 
 class SepTr(
@@ -21,7 +24,8 @@ class SepTr(
 ):
     """`septr_fast.SepTr` as a model of the Hugging Face Hub: a folder of config.json and model.safetensors.
 
-    The config holds the constructor's arguments as they were passed; weights are loaded strictly.
+    The config holds the constructor's arguments as they were passed; weights are loaded strictly. An `input_size`
+    given to `from_pretrained` that is not the config's resizes the positions, once the weights are loaded.
 
     Example:
         >>> import tempfile
@@ -32,5 +36,21 @@ class SepTr(
     """
 
     @classmethod
-    def _from_pretrained(cls, *, strict: bool = True, **arguments: Any) -> SepTr:
-        return super()._from_pretrained(strict=strict, **arguments)
+    def _from_pretrained(cls, *, strict: bool = True, config: dict[str, Any] | None = None, **arguments: Any) -> SepTr:
+        own, wanted = (source.get("input_size") for source in (config or {}, arguments))
+        if own is not None:
+            arguments["input_size"] = own
+        try:
+            loaded: SepTr = super()._from_pretrained(strict=strict, **arguments)
+        except SafetensorError as error:
+            where = arguments.get("model_id")
+            raise ValueError(f"pretrained model: expected readable weights, got {where}: {error}") from error
+        if own is not None and wanted is not None:
+            loaded.resize_positions(wanted)
+        return loaded
+
+    def resize_positions(self, input_size: model.Size) -> None:
+        """See `septr_fast.SepTr.resize_positions`; the config follows."""
+        super().resize_positions(input_size)
+        config = cast(dict[str, Any], self._hub_mixin_config)
+        self._hub_mixin_config = {**config, "input_size": list(self.blocks[0].input_size)}

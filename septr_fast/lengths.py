@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from septr_fast.inputs import check_dense
 from septr_fast.reference import AXES
 
 
@@ -52,13 +53,14 @@ def read(
         ValueError: for a wrong axis, shape or value.
         TypeError: for lengths that are not integers.
     """
-    if axis not in AXES:
-        raise ValueError(f"lengths_axis: expected one of {', '.join(AXES)}, got {axis!r}")
-    given = torch.as_tensor(lengths)
+    check_axis(axis)
+    given = _as_tensor(lengths)
     if given.dtype in (torch.bool, torch.uint16, torch.uint32, torch.uint64) or given.is_floating_point():
         raise TypeError(f"lengths: expected integers, got {given.dtype}")
     if given.is_complex():
         raise TypeError(f"lengths: expected integers, got {given.dtype}")
+    if given.is_meta and device.type != "meta":
+        raise TypeError(f"lengths: expected values for a tensor on {device}, got a tensor on meta, without any")
     if tuple(given.shape) != (batch,):
         raise ValueError(f"lengths: expected one for each of {batch} samples, got shape {tuple(given.shape)}")
     if not torch.compiler.is_compiling() and not given.is_meta:
@@ -72,6 +74,23 @@ def read(
             return None
     valid = torch.div(given.to(torch.int64), pool, rounding_mode="floor")
     return Lengths(axis, valid.to(device, non_blocking=True))
+
+
+def check_axis(axis: str) -> None:
+    """Raise `ValueError` unless `axis` is one of `AXES`."""
+    if axis not in AXES:
+        raise ValueError(f"lengths_axis: expected one of {', '.join(AXES)}, got {axis!r}")
+
+
+def _as_tensor(lengths: Sequence[int] | Tensor) -> Tensor:
+    """`lengths` as a tensor; raise `TypeError` for what is no list of numbers and no dense tensor."""
+    if isinstance(lengths, Tensor):
+        check_dense(lengths, "lengths")
+        return lengths
+    try:
+        return torch.as_tensor(lengths)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"lengths: expected integers, one for each sample, got {lengths!r}: {error}") from error
 
 
 def clear(grid: Tensor, lengths: Lengths) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from septr_fast.mel import mel_filters
-from septr_fast.reference import check_sizes
+from septr_fast.reference import check_sizes, is_number
 from septr_fast.spectrogram import Spectrogram
 
 LOGS = ("natural", "decibel", None)
@@ -83,10 +83,10 @@ class LogMel(Spectrogram):
             sample_rate, fft_size, hop, window_length, center, frames, standardize, mean, deviation, time_first
         )
         check_sizes(mels=mels)
-        if not 1 <= power < math.inf:
+        if not is_number(power) or not 1 <= power < math.inf:
             raise ValueError(f"power: expected a number of at least 1, got {power!r}")
         for name, value in (("floor", floor), ("top_db", 1.0 if top_db is None else top_db)):
-            if not 0 < value < math.inf:
+            if not is_number(value) or not 0 < value < math.inf:
                 raise ValueError(f"{name}: expected a positive number, got {value!r}")
         if log not in LOGS:
             raise ValueError(f"log: expected 'natural', 'decibel' or None, got {log!r}")

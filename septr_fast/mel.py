@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor
 
+from septr_fast.reference import is_number
+
 SCALES = ("slaney", "htk")
 NORMS = ("slaney", None)
 
@@ -98,9 +100,9 @@ def _check(mels: int, fft_size: int, rate: int, low: float, high: float | None, 
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
     top = rate / 2 if high is None else high
-    if not 0 < top <= rate / 2:
+    if not is_number(top) or not 0 < top <= rate / 2:
         raise ValueError(f"high: expected hertz up to half the rate, {rate / 2:g}, got {high!r}")
-    if not 0 <= low < top:
+    if not is_number(low) or not 0 <= low < top:
         raise ValueError(f"low: expected hertz from 0 to below {top:g}, got {low!r}")
     if scale not in SCALES:
         raise ValueError(f"scale: expected one of {', '.join(SCALES)}, got {scale!r}")

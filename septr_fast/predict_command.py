@@ -22,9 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="WAV files")
     parser.add_argument("--checkpoint", type=Path, required=True, help="what septr_fast.checkpoints.save wrote")
-    parser.add_argument("--top", type=_count, default=5, help="classes to show of each file (default: %(default)s)")
+    parser.add_argument("--top", type=count, default=5, help="classes to show of each file (default: %(default)s)")
     parser.add_argument("--json", action="store_true", dest="as_json", help="one object for machines in place of text")
-    parser.add_argument("--batch", type=_count, default=16, help="windows classified at a time (default: %(default)s)")
+    parser.add_argument("--batch", type=count, default=16, help="windows classified at a time (default: %(default)s)")
     parser.add_argument(
         "--hop", type=_seconds, metavar="SECONDS", help="between the windows of a long file (default: half a window)"
     )
@@ -49,15 +49,15 @@ def run(
     skipped: list[Skipped] = []
     try:
         import_soundfile()
-        bundle = checkpoints.load(checkpoint, _device(device))
+        bundle = checkpoints.load(checkpoint, usable_device(device))
         for result in classify(bundle, files, batch=batch, hop=hop):
             if isinstance(result, Skipped):
                 skipped.append(result)
-                sys.stderr.write(f"septr_fast predict: skipped {_shown(result.path)}: {result.reason}\n")
+                sys.stderr.write(f"septr_fast predict: skipped {shown(result.path)}: {result.reason}\n")
                 continue
             found.append(result)
             if not as_json:
-                sys.stdout.write(_text(result, bundle.classes, top))
+                sys.stdout.write(answer(result, bundle.classes, top))
     except (ValueError, OSError, ImportError) as error:
         sys.stderr.write(f"septr_fast predict: {error}\n")
         return 2
@@ -84,12 +84,12 @@ def _report(
     return {"files": files, "skipped": [{"file": str(skip.path), "reason": skip.reason} for skip in skipped]}
 
 
-def _text(prediction: Prediction, classes: Sequence[str], top: int) -> str:
+def answer(prediction: Prediction, classes: Sequence[str], top: int) -> str:
     """The file's name and below it a line for each of its most probable classes."""
     best = _best(prediction, classes, top)
     width = max(len(name) for name, _ in best)
     lines = [f"  {name:{width}}  {value:6.1%}\n" for name, value in best]
-    return f"{_shown(prediction.path)}\n{''.join(lines)}"
+    return f"{shown(prediction.path)}\n{''.join(lines)}"
 
 
 def _best(prediction: Prediction, classes: Sequence[str], top: int) -> list[tuple[str, float]]:
@@ -98,12 +98,12 @@ def _best(prediction: Prediction, classes: Sequence[str], top: int) -> list[tupl
     return [(classes[index], value) for index, value in zip(indices[:top].tolist(), values[:top].tolist(), strict=True)]
 
 
-def _shown(path: Path) -> str:
+def shown(path: Path) -> str:
     """`path` for a terminal: bytes of a name that are no text are escaped."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def _device(name: str | None) -> torch.device:
+def usable_device(name: str | None) -> torch.device:
     """The device `name`, tried out; raise `ValueError` where it cannot be used."""
     chosen = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -113,7 +113,7 @@ def _device(name: str | None) -> torch.device:
         raise ValueError(f"device: expected one that can be used, got {chosen}: {reason}") from error
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
     """`text` as a positive int."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a positive int, got {text!r}")

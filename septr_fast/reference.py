@@ -9,6 +9,7 @@ parameters under the names that published checkpoints use.
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import cast
 
 import torch
@@ -31,6 +32,11 @@ def check_sizes(**sizes: int) -> None:
     for name, value in sizes.items():
         if type(value) is not int or value < 1:
             raise ValueError(f"{name}: expected a positive int, got {value!r}")
+
+
+def is_number(value: object) -> bool:
+    """Whether `value` is a real number, of Python or NumPy."""
+    return isinstance(value, Real)
 
 
 class Attention(nn.Module):
@@ -127,7 +133,7 @@ class SepTrBlock(nn.Module):
         check_sizes(channels=channels, heads=heads, mlp_dim=mlp_dim, dim_head=dim_head, dim=dim)
         if first_axis not in AXES:
             raise ValueError(f"first_axis: expected one of {', '.join(AXES)}, got {first_axis!r}")
-        if not 0 <= dropout_tr <= 1:
+        if not is_number(dropout_tr) or not 0 <= dropout_tr <= 1:
             raise ValueError(f"dropout_tr: expected a probability, got {dropout_tr!r}")
         height, width = self.input_size = size_pair(input_size, "input_size")
         pool = None if down_sample_input is None else size_pair(down_sample_input, "down_sample_input")

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from septr_fast.inputs import check_dense
 from septr_fast.reference import check_sizes
 
 _CONSTANT = 1e-10
@@ -27,6 +28,14 @@ def standardize_clips(values: Tensor) -> Tensor:
     variance = centred.square().mean(dim=(1, 2, 3), keepdim=True)
     varies = variance > _CONSTANT * mean.square()
     return torch.where(varies, centred / torch.where(varies, variance, 1.0).sqrt(), 0.0)
+
+
+def _numbers(name: str, value: float | Sequence[float]) -> Tensor:
+    """`value` as float32 `(numbers, 1, 1)`; raise `ValueError` for what is none."""
+    try:
+        return torch.as_tensor(value, dtype=torch.float32).reshape(-1, 1, 1)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name}: expected a number or numbers, got {value!r}") from error
 
 
 class Spectrogram(nn.Module):
@@ -118,7 +127,7 @@ class Spectrogram(nn.Module):
         Raises:
             ValueError: for a waveform of another shape, without samples or, without `center`, of fewer than
                 `fft_size` where no number of frames is fixed.
-            TypeError: for a waveform that is not a floating-point tensor.
+            TypeError: for a waveform that is not a dense floating-point tensor on the device of the module.
         """
         self._check(waveform)
         device_type = waveform.device.type
@@ -147,7 +156,7 @@ class Spectrogram(nn.Module):
             self.mean = self.deviation = None
             return
         for name, value in (("mean", mean), ("deviation", deviation)):
-            numbers = torch.as_tensor(value, dtype=torch.float32).reshape(-1, 1, 1)
+            numbers = _numbers(name, value)
             if len(numbers) not in (1, self.channels):
                 raise ValueError(f"{name}: expected one number or {self.channels}, got {len(numbers)}")
             if not bool(numbers.isfinite().all()) or (name == "deviation" and float(numbers.min()) <= 0):
@@ -159,6 +168,11 @@ class Spectrogram(nn.Module):
         if not isinstance(waveform, Tensor) or not waveform.is_floating_point():
             found = waveform.dtype if isinstance(waveform, Tensor) else type(waveform).__name__
             raise TypeError(f"waveform: expected a floating-point tensor (batch, samples), got {found}")
+        check_dense(waveform, "waveform")
+        if waveform.device != self.window.device:
+            raise TypeError(
+                f"waveform: expected a tensor on {self.window.device}, where the module is, got {waveform.device}"
+            )
         if waveform.dim() != 2:
             hint = ": a single clip is clip[None]" if waveform.dim() == 1 else ""
             raise ValueError(f"waveform: expected (batch, samples), got {tuple(waveform.shape)}{hint}")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from septr_fast.inputs import check_dense
 from septr_fast.reference import AXES, check_sizes
 
 AVERAGES = ("logits", "probabilities")
@@ -70,6 +71,7 @@ def predict_long(
 
     Raises:
         ValueError: for an argument out of range, or a spectrogram shorter than a window.
+        TypeError: for spectrograms that are no dense tensor.
 
     Example:
         >>> from septr_fast import SepTr
@@ -82,6 +84,9 @@ def predict_long(
         raise ValueError(f"average: expected one of {', '.join(AVERAGES)}, got {average!r}")
     if axis not in AXES:
         raise ValueError(f"axis: expected one of {', '.join(AXES)}, got {axis!r}")
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: expected a tensor (batch, channels, height, width), got {type(x).__name__}")
+    check_dense(x, "x")
     if x.dim() != 4 or not len(x):
         raise ValueError(f"x: expected (batch, channels, height, width), got {tuple(x.shape)}")
     dim = 2 if axis == "height" else 3

@@ -66,6 +66,22 @@ def test_exported_for_any_batch(strict: bool) -> None:
         assert relative_error(names[name].grad, parameter.grad) < 1e-10, name
 
 
+@pytest.mark.parametrize("axis", ["height", "width"])
+def test_exported_for_any_frames_of_any_batch(axis: str) -> None:
+    _, model = models()
+    batch = torch.export.Dim("batch")
+    exported = torch.export.export(
+        model,
+        (spectrograms(CONFIG, 2), torch.tensor([4, 2])),
+        {"lengths_axis": axis},
+        dynamic_shapes={"x": {0: batch}, "lengths": {0: batch}, "lengths_axis": None},
+    ).module()
+    for lengths in (torch.tensor([7]), torch.tensor([2, 6, 5])):
+        x = spectrograms(CONFIG, len(lengths))
+        wanted = model(x, lengths, lengths_axis=axis)
+        assert relative_error(exported(x, lengths, lengths_axis=axis), wanted) < 1e-12
+
+
 @pytest.mark.filterwarnings("ignore:`isinstance:FutureWarning")
 def test_onnx_for_any_batch(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")

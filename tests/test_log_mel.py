@@ -320,6 +320,15 @@ def test_can_be_exported_for_any_batch(front_end: Spectrogram) -> None:
     torch.testing.assert_close(exported.module()(other), front_end(other))
 
 
+def test_can_be_exported_for_any_number_of_samples() -> None:
+    front_end = LogMel(16000, 16, fft_size=256)
+    shapes = ({0: torch.export.Dim("batch"), 1: torch.export.Dim("samples", min=256)},)
+    exported = torch.export.export(front_end, (torch.randn(2, 4000),), dynamic_shapes=shapes).module()
+    for batch, samples in ((1, 4000), (3, 9001), (2, 300)):
+        waveform = torch.randn(batch, samples)
+        torch.testing.assert_close(exported(waveform), front_end(waveform))
+
+
 @pytest.mark.parametrize("front_end", FRONT_ENDS.values(), ids=FRONT_ENDS.keys())
 def test_can_be_compiled_as_one_graph(front_end: Spectrogram) -> None:
     waveform = noise(2, 3000).float()

@@ -450,7 +450,7 @@ def test_readme_is_replaced_between_the_markers_alone(tmp_path: Path) -> None:
     assert tables.growth(cpu_run()) in once
     assert "\n<summary>Growth</summary>\n" in once
     assert "### Growth" not in once
-    assert once.count("<details>") == once.count("</details>") == 4
+    assert once.count("<details>") == once.count("</details>") == 5
     table = next(block for block in once.split("\n\n") if "| median" in block)
     assert row(table, case=FORWARD, model="reference")["SepTr is"] == "4.00 x as fast (3.60 to 4.80)"
     assert set(rows(table)[0]) == set(tables.SHORT)

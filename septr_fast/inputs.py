@@ -1,0 +1,46 @@
+"""Whether spectrograms and feature maps fit the module that they are given to."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def check_input(module: nn.Module, x: Tensor, channels: int, size: tuple[int, int]) -> None:
+    """Raise an error that names what is wrong with the spectrograms or feature maps `x`."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: expected a tensor (batch, channels, height, width), got {type(x).__name__}")
+    check_dense(x, "x")
+    expected = f"(batch, {channels}, {size[0]}, {size[1]})"
+    if x.dim() != 4:
+        raise ValueError(f"x: expected {expected}, got {x.dim()} dimensions, {tuple(x.shape)}")
+    if x.shape[1] != channels:
+        raise ValueError(f"x: expected {channels} channels, {expected}, got {x.shape[1]}, {tuple(x.shape)}")
+    if tuple(x.shape[2:]) != size:
+        raise ValueError(f"x: expected input_size {size}, {expected}, got {tuple(x.shape[2:])}, {tuple(x.shape)}")
+    check_placement(module, x, "x")
+
+
+def check_dense(x: Tensor, name: str) -> None:
+    """Raise `TypeError` for a sparse or nested tensor, or one of another library's layout."""
+    if x.layout != torch.strided or x.is_nested:
+        found = "a nested tensor" if x.is_nested else str(x.layout)
+        raise TypeError(f"{name}: expected a dense tensor (torch.strided), got {found}")
+
+
+def check_placement(module: nn.Module, x: Tensor, name: str) -> None:
+    """Raise `TypeError` unless `x` and all parameters share a device, and a dtype where no autocast is on."""
+    places = {(parameter.device, parameter.dtype) for parameter in module.parameters()}
+    if len(places) > 1:
+        found = ", ".join(sorted(f"{dtype} on {device}" for device, dtype in places))
+        raise TypeError(f"parameters: expected one dtype and device, got {found}")
+    device, dtype = places.pop()
+    if x.device != device:
+        raise TypeError(f"{name}: expected a tensor on {device}, where the parameters are, got {x.device}")
+    if x.dtype != dtype and not (autocasts(device.type) and x.is_floating_point()):
+        raise TypeError(f"{name}: expected {dtype}, the dtype of the parameters, got {x.dtype}")
+
+
+def autocasts(device_type: str) -> bool:
+    """Whether autocast is on for devices of `device_type`."""
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
