@@ -5,9 +5,10 @@ from setuptools import setup
 audio = ["soundfile>=0.12", "soxr>=0.3.7"]
 predict = [*audio, "safetensors>=0.4"]
 report = ["matplotlib>=3.8"]
+train = [*predict, *report, "accelerate>=1.10", "tqdm>=4.66"]
 hub = ["huggingface_hub>=0.26", "safetensors>=0.4.3"]
 onnx = ["onnx>=1.17", "onnxscript>=0.5"]
-benchmark = [*report, "pytest>=8", "pytest-benchmark>=5", "soundfile>=0.12", "tqdm>=4.66", "transformers>=4.50"]
+benchmark = [*report, "pytest>=8", "pytest-benchmark[histogram]>=5", "soundfile>=0.12", "tqdm>=4.66", "transformers>=4.50"]
 
 setup(
     name="septr_fast",
@@ -27,15 +28,17 @@ setup(
         "audio": audio,
         "predict": predict,
         "report": report,
+        "train": train,
         "hub": hub,
         "onnx": onnx,
         "benchmark": benchmark,
         "speech": ["espeakng-loader>=0.2", "tqdm>=4.66"],
         "dev": [
             *benchmark,
-            *predict,
+            *train,
             *hub,
             *onnx,
+            "hypothesis>=6.100",
             "librosa>=0.10",
             "mypy>=1.13",
             "onnxruntime>=1.20",

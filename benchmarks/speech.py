@@ -1,32 +1,20 @@
-"""The words of Google Speech Commands spoken offline by eSpeak NG: a stand-in for the recordings.
-
-eSpeak NG comes with the package `espeakng-loader` (GPL, the extra "speech"), which carries the shared library
-and its data; this file calls its C API.
-
-Three properties of eSpeak NG 1.52 shape the code. A voice that is not found leaves the previous one in
-place, which only the status tells. A variant that is not found ("en-us+nosuch") is ignored with status OK,
-so the data folder is asked. The library seeds its noise from the clock, and its phase and flutter survive
-`espeak_Terminate`, so each clip is spoken by a freshly loaded and seeded library; a clip is then the same in
-every run and whatever was spoken before it, unless other code in the process holds the library loaded.
-"""
+"""The words of Google Speech Commands spoken offline by eSpeak NG: a stand-in for the recordings."""
 
 from __future__ import annotations
 
-import _ctypes
-import ctypes
+import itertools
 import os
 import re
-import sys
-import threading
 import wave
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
+
+from benchmarks import espeak
+from benchmarks.espeak import PITCH, RATE
 
 _VOCABULARY = (
     "backward bed bird cat dog down eight five follow forward four go happy house learn left marvin nine no off on "
@@ -84,155 +72,10 @@ VOICES: dict[str, tuple[str, ...]] = {
 }
 """Voices by split, each an accent and a variant; no variant, that is no timbre, is in two splits."""
 
-_RATE_WORDS_PER_MINUTE = 175
-_PITCH = 50
-_SEED = 1
-_SILENCE_PEAK = 300
-
-# Constants of speak_lib.h.
-_STATUS_OK = 0
-_OUTPUT_SYNCHRONOUS = 2
-_OPTION_DONT_EXIT = 0x8000
-_POSITION_CHARACTER = 1
-_CHARACTERS_UTF8 = 1
-_PARAMETER_RATE = 1
-_PARAMETER_PITCH = 3
-
-_SAMPLES_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
-_PROTOTYPES: dict[str, list[Any]] = {
-    "espeak_Initialize": [ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_int],
-    "espeak_ng_SetRandSeed": [ctypes.c_long],
-    "espeak_SetVoiceByName": [ctypes.c_char_p],
-    "espeak_SetParameter": [ctypes.c_int, ctypes.c_int, ctypes.c_int],
-    "espeak_Synth": [
-        ctypes.c_char_p,
-        ctypes.c_size_t,
-        ctypes.c_uint,
-        ctypes.c_int,
-        ctypes.c_uint,
-        ctypes.c_uint,
-        ctypes.c_void_p,
-        ctypes.c_void_p,
-    ],
-    "espeak_Synchronize": [],
-    "espeak_Terminate": [],
-}
-
+_RATES = (80, 450)
+_PITCHES = (0, 100)
 _VOICE_PATTERN = re.compile(r"[A-Za-z0-9-]+(\+[A-Za-z0-9-]+)?")
 _NAME_PATTERN = re.compile(r"[A-Za-z0-9-]+")
-
-_turn = threading.Lock()
-
-
-class _Engine:
-    """A loaded eSpeak NG: the state behind it is that of the process, so there is one at a time.
-
-    Attributes:
-        rate: sampling rate in hertz.
-    """
-
-    def __init__(self, library: ctypes.CDLL, data: Path) -> None:
-        """Start `library` on the data folder `data`; raise `RuntimeError` if it does not start."""
-        self._library = library
-        self._data = data
-        self._chunks: list[bytes] = []
-        self._callback = _SAMPLES_CALLBACK(self._collect)
-        for name, types in _PROTOTYPES.items():
-            function = getattr(library, name)
-            function.argtypes, function.restype = types, ctypes.c_int
-        library.espeak_SetSynthCallback.argtypes = [_SAMPLES_CALLBACK]
-        library.espeak_SetSynthCallback.restype = None
-        self.rate: int = library.espeak_Initialize(_OUTPUT_SYNCHRONOUS, 0, os.fsencode(data), _OPTION_DONT_EXIT)
-        if self.rate <= 0:
-            raise RuntimeError(
-                f"espeak_Initialize: expected a rate in hertz, got {self.rate} with the data in {data}"
-                " (it takes paths of fewer than 160 characters)"
-            )
-        library.espeak_SetSynthCallback(self._callback)
-
-    def say(self, voice: str, word: str) -> NDArray[np.int16]:
-        """`word` in `voice`, as samples `(samples,)` at `rate`.
-
-        Raises:
-            RuntimeError: with voice, word and status if eSpeak NG refuses, or if it gives no sound.
-        """
-        self._set_voice(voice, word)
-        self._call("espeak_SetParameter", voice, word, _PARAMETER_RATE, _RATE_WORDS_PER_MINUTE, 0)
-        self._call("espeak_SetParameter", voice, word, _PARAMETER_PITCH, _PITCH, 0)
-        self._call("espeak_ng_SetRandSeed", voice, word, _SEED)
-        self._chunks.clear()
-        text = word.encode() + b"\0"
-        self._call(
-            "espeak_Synth", voice, word, text, len(text), 0, _POSITION_CHARACTER, 0, _CHARACTERS_UTF8, None, None
-        )
-        self._call("espeak_Synchronize", voice, word)
-        samples = np.frombuffer(b"".join(self._chunks), dtype=np.int16)
-        peak = int(np.abs(samples.astype(np.int32)).max(initial=0))
-        if peak < _SILENCE_PEAK:
-            raise RuntimeError(
-                f"voice {voice!r}, word {word!r}: expected sound, got {len(samples)} samples with a peak of {peak}"
-            )
-        return samples
-
-    def _collect(self, samples: Any, count: int, _events: Any) -> int:
-        """Keep `count` samples; the null pointer marks the end. Returns 0: go on."""
-        if samples and count > 0:
-            self._chunks.append(ctypes.string_at(samples, count * ctypes.sizeof(ctypes.c_short)))
-        return 0
-
-    def _set_voice(self, voice: str, word: str) -> None:
-        """Choose `voice`; raise `RuntimeError` if its accent or its variant does not exist."""
-        self._call("espeak_SetVoiceByName", voice, word, voice.encode())
-        _, plus, variant = voice.partition("+")
-        variants = self._data / "voices" / "!v"
-        if plus and not (variants / variant).is_file():
-            raise RuntimeError(f"voice {voice!r}: expected a variant in {variants}, got {variant!r}")
-
-    def _call(self, name: str, voice: str, word: str, *arguments: Any) -> None:
-        """Call a function of the library; raise `RuntimeError` unless its status is OK."""
-        status = getattr(self._library, name)(*arguments)
-        if status != _STATUS_OK:
-            raise RuntimeError(f"voice {voice!r}, word {word!r}: {name} gave status {status}, expected {_STATUS_OK}")
-
-
-def _unload(library: ctypes.CDLL) -> None:
-    """Drop `library` from the process, so that loading it again starts from fresh variables."""
-    if sys.platform == "win32":
-        _ctypes.FreeLibrary(library._handle)
-    else:
-        _ctypes.dlclose(library._handle)
-
-
-@contextmanager
-def _engine(library_path: Path, data: Path) -> Iterator[_Engine]:
-    """A freshly loaded engine, gone at the end; other threads wait.
-
-    Raises:
-        RuntimeError: if the library cannot be loaded, started or stopped.
-    """
-    with _turn:
-        try:
-            library = ctypes.CDLL(str(library_path))
-        except OSError as error:
-            raise RuntimeError(f"expected the library of eSpeak NG in {library_path}: {error}") from error
-        try:
-            yield _Engine(library, data)
-        finally:
-            status = library.espeak_Terminate()
-            _unload(library)
-        if status != _STATUS_OK:
-            raise RuntimeError(f"espeak_Terminate gave status {status}, expected {_STATUS_OK}")
-
-
-def _locate() -> tuple[Path, Path]:
-    """The shared library and the data folder of eSpeak NG; raises `ImportError` without `espeakng_loader`."""
-    try:
-        import espeakng_loader
-    except ImportError as error:
-        raise ImportError(
-            "speaking the words needs espeakng_loader: pip install septr_fast[speech], or pass a folder of WAV files"
-        ) from error
-    return Path(espeakng_loader.get_library_path()), Path(espeakng_loader.get_data_path())
 
 
 def _check_names(words: Iterable[str], voices: Mapping[str, Iterable[str]]) -> None:
@@ -262,16 +105,42 @@ def _write(path: Path, samples: NDArray[np.int16], rate: int) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def speak(folder: Path, words: tuple[str, ...] = WORDS, voices: Mapping[str, tuple[str, ...]] = VOICES) -> Path:
-    """Speak every word in every voice into `folder/<split>/<word>/<voice>.wav`, mono 16-bit PCM.
+def _check_range(argument: str, values: Iterable[int], least: int, most: int) -> None:
+    """Raise `ValueError` for a value that eSpeak NG would cut to its range."""
+    for value in values:
+        if not least <= value <= most:
+            raise ValueError(f"{argument}: expected {least} to {most}, got {value}")
 
-    In file names the "+" of a voice is "_". Files already there are left as they are, so a run that was cut
-    off goes on where it ended.
+
+def clip_path(folder: Path, split: str, word: str, voice: str, rate: int = RATE, pitch: int = PITCH) -> Path:
+    """Where `speak` writes a word: `folder/<split>/<word>/<voice>.wav`.
+
+    In file names the "+" of a voice is "_"; "_<rate>_<pitch>" follows unless both are the usual ones.
+    """
+    manner = "" if (rate, pitch) == (RATE, PITCH) else f"_{rate}_{pitch}"
+    return folder / split / word / f"{voice.replace('+', '_')}{manner}.wav"
+
+
+def speak(
+    folder: Path,
+    words: tuple[str, ...] = WORDS,
+    voices: Mapping[str, tuple[str, ...]] = VOICES,
+    *,
+    rates: tuple[int, ...] = (RATE,),
+    pitches: tuple[int, ...] = (PITCH,),
+    progress: bool = True,
+) -> Path:
+    """Speak every word in every voice, at every rate and pitch, mono 16-bit PCM; `clip_path` says where.
+
+    Files already there are left as they are, so a run that was cut off goes on where it ended.
 
     Args:
         folder: made if missing.
         words: English words of letters, digits and hyphens.
         voices: by split, voices of eSpeak NG as "accent" or "accent+variant".
+        rates: speaking rates in words per minute, 80 to 450.
+        pitches: from 0 to 100 of a voice's range.
+        progress: whether to show a progress bar.
 
     Returns:
         `folder`.
@@ -279,21 +148,22 @@ def speak(folder: Path, words: tuple[str, ...] = WORDS, voices: Mapping[str, tup
     Raises:
         ImportError: if something is to be spoken and `espeakng_loader` is not installed.
         RuntimeError: if a voice does not exist or gives no sound, with its name, the word and the status.
-        ValueError: for a word, split or voice with other characters.
+        ValueError: for a word, split or voice with other characters, or a rate or pitch out of range.
     """
     _check_names(words, voices)
+    _check_range("rates", rates, *_RATES)
+    _check_range("pitches", pitches, *_PITCHES)
     paths = {
-        folder / split / word / f"{voice.replace('+', '_')}.wav": (voice, word)
+        clip_path(folder, split, word, voice, rate, pitch): (voice, word, rate, pitch)
         for split, names in voices.items()
-        for voice in names
-        for word in words
+        for voice, word, rate, pitch in itertools.product(names, words, rates, pitches)
     }
     missing = {path: clip for path, clip in paths.items() if not path.exists()}
     if not missing:
         return folder
-    library_path, data = _locate()
-    for path, (voice, word) in tqdm(missing.items(), desc="speaking", unit="clip"):
-        with _engine(library_path, data) as engine:
-            samples, rate = engine.say(voice, word), engine.rate
-        _write(path, samples, rate)
+    library_path, data = espeak.locate()
+    for path, clip in tqdm(missing.items(), desc="speaking", unit="clip", disable=not progress):
+        with espeak.engine(library_path, data) as engine:
+            samples, sampling_rate = engine.say(*clip), engine.rate
+        _write(path, samples, sampling_rate)
     return folder

@@ -99,6 +99,30 @@ def test_an_interrupted_write_leaves_no_file(tmp_path: Path, monkeypatch: pytest
     assert contents(tmp_path) == {}
 
 
+def test_rates_and_pitches_make_files_of_their_own_and_change_what_they_say(spoken: Path, tmp_path: Path) -> None:
+    voices = {"test": VOICES["test"]}
+    speech.speak(tmp_path, ("marvin",), voices, rates=(120, 175, 260), pitches=(20, 50), progress=False)
+    found = {path.name: read(path)[0] for path in tmp_path.rglob("*.wav")}
+    manners = {(rate, pitch): f"en_Annie_{rate}_{pitch}.wav" for rate in (120, 175, 260) for pitch in (20, 50)}
+    manners[175, 50] = "en_Annie.wav"
+    assert found.keys() == set(manners.values())
+    assert (tmp_path / "test/marvin/en_Annie.wav").read_bytes() == contents(spoken)["test/marvin/en_Annie.wav"]
+    lengths = [len(found[manners[rate, 50]]) for rate in (260, 175, 120)]
+    assert lengths[0] < 0.9 * lengths[1] < 0.81 * lengths[2]
+    assert len({samples.tobytes() for samples in found.values()}) == 6
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"rates": (79,)}, "rates: expected 80 to 450, got 79"), ({"pitches": (101,)}, "pitches: expected 0 to 100, got")],
+    ids=["rate", "pitch"],
+)
+def test_manners_out_of_range_raise(options: dict[str, tuple[int, ...]], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        speech.speak(tmp_path, WORDS, VOICES, **options)  # type: ignore[arg-type]
+    assert contents(tmp_path) == {}
+
+
 @pytest.mark.parametrize("voice", ["nosuch", "en-gb", "en-us+nosuch"], ids=["language", "accent", "variant"])
 def test_unknown_voice_raises_with_its_name(voice: str, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=voice.replace("+", r"\+")):
