@@ -28,6 +28,8 @@ from septr_fast.resizing import resize_table
 
 Size = int | tuple[int, int] | list[int]
 Folded = list[tuple[Direct | Merged | LowRank, Mlp]]
+Resized = tuple[tuple[int, int], dict[str, nn.Parameter]]
+"""An input size and the positions that change with it, by name."""
 Observer = Callable[[str, Transformer, Tensor, Tensor, Tensor], None]
 """Called with an axis, its transformer, the grid, the class token `(batch, dim)` and positions `(1 + length, dim)`."""
 
@@ -134,16 +136,27 @@ class SepTrBlock(reference.SepTrBlock):
 
     def resize_positions(self, input_size: Size) -> None:
         """Take inputs of another size from now on; see `SepTr.resize_positions`."""
+        self.take_positions(self.resized_positions(input_size))
+
+    def resized_positions(self, input_size: Size) -> Resized:
+        """What `resize_positions` is going to set; changes nothing."""
         size = size_pair(input_size, "input_size")
         height, width = (pixels // pool for pixels, pool in zip(size, self.pooling, strict=True))
         if not (height and width):
             raise ValueError(f"input_size: expected at least the pooling, {self.pooling}, got {size}")
+        tables = {}
         for name, length in (("pos_embedding_h", height), ("pos_embedding_w", width)):
             old = getattr(self, name)
             if old.shape[2] != 1 + length:
                 table = resize_table(old.detach(), length)
-                setattr(self, name, nn.Parameter(table, requires_grad=old.requires_grad))
-        self.input_size = size
+                tables[name] = nn.Parameter(table, requires_grad=old.requires_grad)
+        return size, tables
+
+    def take_positions(self, resized: Resized) -> None:
+        """Set what `resized_positions` has computed."""
+        self.input_size, tables = resized
+        for name, table in tables.items():
+            setattr(self, name, table)
         self._steps = self._plan()
 
     def steps(self, *, shared_cls_token: bool, last: bool = False, name: str = "block") -> tuple[Step, Step]:

@@ -25,7 +25,8 @@ class SepTr(
     """`septr_fast.SepTr` as a model of the Hugging Face Hub: a folder of config.json and model.safetensors.
 
     The config holds the constructor's arguments as they were passed; weights are loaded strictly. An `input_size`
-    given to `from_pretrained` that is not the config's resizes the positions, once the weights are loaded.
+    given to `from_pretrained` that is not the config's resizes the positions, once the weights are loaded. Weights that
+    cannot be read are a `ValueError`.
 
     Example:
         >>> import tempfile

@@ -221,8 +221,9 @@ class SepTr(reference.SepTr):
         Raises:
             ValueError: for a size that is not positive or of which pooling leaves nothing; nothing is changed then.
         """
-        for block in self.blocks:
-            block.resize_positions(input_size)
+        resized = [block.resized_positions(input_size) for block in self.blocks]
+        for block, positions in zip(self.blocks, resized, strict=True):
+            block.take_positions(positions)
         self._steps = self._plan()
 
     def _enter(

@@ -1,0 +1,1 @@
+"""The parts of `examples/train.py`: data, augmentation, the loop and what it writes."""

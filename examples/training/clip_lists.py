@@ -1,0 +1,100 @@
+"""What a data set is here: a list of labelled files for each split."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+SPLITS = ("train", "validation", "test")
+
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64", ".rf64")
+"""Endings of the files that are taken for audio, in any case; libsndfile reads these formats."""
+
+_SHOWN = 5
+"""Most names that a warning lists."""
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """An audio file and the index of its class."""
+
+    path: Path
+    label: int
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Labelled files by split.
+
+    Attributes:
+        name: of the layout that the files were found in.
+        classes: names, one for each label.
+        splits: clips of "train", "validation" and "test"; each but "train" may be empty.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    splits: Mapping[str, tuple[Clip, ...]]
+
+
+def assemble(name: str, classes: Sequence[str], splits: Mapping[str, Iterable[Clip]], folder: Path) -> DataSet:
+    """A data set of `splits`, sorted by path; splits that are not given are empty.
+
+    Raises:
+        ValueError: for fewer than two classes, or a class without clips to train on; `folder` is in the message.
+    """
+    if len(classes) < 2:
+        found = ", ".join(map(repr, classes)) or "none"
+        raise ValueError(f"folder: expected at least 2 classes in {folder}, got {len(classes)}: {found}")
+    lists = {split: tuple(sorted(splits.get(split, ()), key=_order)) for split in SPLITS}
+    trained = {clip.label for clip in lists["train"]}
+    untrained = [repr(class_name) for label, class_name in enumerate(classes) if label not in trained]
+    if untrained:
+        raise ValueError(
+            f"folder: expected clips of every class to train on in {folder}, got none of {_few(untrained)}"
+        )
+    return DataSet(name, tuple(classes), lists)
+
+
+def audio_files(folder: Path) -> list[Path]:
+    """Audio files below `folder`, sorted.
+
+    Left out are hidden files, folders that are hidden or named with a leading underscore (Speech Commands keeps its
+    background noise in one) and files of other kinds by their names: with a warning that counts them, but for those
+    directly in `folder`, which describe it.
+
+    Raises:
+        ValueError: if `folder` is no folder.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"folder: expected a folder, got {folder}, which is not one")
+    files = [path for path in folder.rglob("*") if path.is_file() and not _is_aside(path.relative_to(folder))]
+    audio = [path for path in files if path.suffix.lower() in AUDIO_SUFFIXES]
+    others = [path for path in files if path.parent != folder and path.suffix.lower() not in AUDIO_SUFFIXES]
+    warn_left_out(others, "files that are no audio by their names")
+    return sorted(audio, key=Path.as_posix)
+
+
+def warn_left_out(paths: Iterable[Path], kind: str) -> None:
+    """Log a warning that counts `paths`, says of what `kind` they are and names the first; none: no warning."""
+    names = sorted(map(str, paths))
+    if names:
+        _logger.warning("left out %d %s: %s", len(names), kind, _few(names))
+
+
+def _order(clip: Clip) -> str:
+    return clip.path.as_posix()
+
+
+def _few(names: Sequence[str]) -> str:
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _is_aside(path: Path) -> bool:
+    """Whether a file's path below a data set's folder is hidden, or one of its folders is set aside."""
+    return path.name.startswith(".") or any(part.startswith((".", "_")) for part in path.parts[:-1])
