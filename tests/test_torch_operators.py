@@ -35,7 +35,7 @@ def fast_model(dtype: torch.dtype = torch.float64, **options: Any) -> SepTr:
 class Watched:
     """A model compiled as one graph, and the operators of the graphs that were made."""
 
-    def __init__(self, model: SepTr, *, lowered: bool = False) -> None:
+    def __init__(self, model: torch.nn.Module, *, lowered: bool = False) -> None:
         torch.compiler.reset()
         self.lowered = lowered
         self.graphs: list[Counter[str]] = []
@@ -120,3 +120,15 @@ def test_operators_keep_what_they_promise() -> None:
         }
         for target, arguments in calls:
             torch.library.opcheck(target, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+def test_what_a_compiled_block_is_given_stays_as_it_is() -> None:
+    block = pair({**CONFIG, "depth": 2}, torch.float64)[1].eval().blocks[1]
+    watched = Watched(block)
+    x, cls_token = torch.randn(2, 8, 9, 7).double(), torch.randn(2, 1, 1, 8).double()
+    given = x.clone()
+    with torch.no_grad():
+        found, wanted = watched.model(x, cls_token), block(x, cls_token)
+    assert torch.equal(x, given)
+    assert all(relative_error(a, b) < 1e-14 for a, b in zip(found, wanted, strict=True))
+    assert watched.graphs == [Counter({"torch_axis_pass": 2})]

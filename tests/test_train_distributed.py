@@ -93,6 +93,9 @@ def write_gradients(parallel: str, path: Path) -> int:
         gradients = {name: whole(parameter.grad) for name, parameter in learner.module.named_parameters()}
         if accelerator.is_main_process:
             torch.save(gradients, f"{path}-{str(dtype).removeprefix('torch.')}.pt")
+        accelerator.wait_for_everyone()
+        del learner
+        accelerator.free_memory()
     accelerator.end_training()
     return 0
 

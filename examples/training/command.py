@@ -52,10 +52,11 @@ def train(options: Options) -> int:
     accelerator = start_processes(options)
     level = logging.INFO if accelerator.is_main_process else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s")
-    try:
-        return _train(options, accelerator)
-    finally:
-        accelerator.end_training()
+    status = _train(options, accelerator)
+    # Models first: DDP waits for its group of processes when it goes, sometimes for ever if that is gone.
+    accelerator.free_memory()
+    accelerator.end_training()
+    return status
 
 
 def start_processes(options: Options) -> Accelerator:
