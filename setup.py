@@ -8,7 +8,14 @@ report = ["matplotlib>=3.8"]
 train = [*predict, *report, "accelerate>=1.10", "tqdm>=4.66"]
 hub = ["huggingface_hub>=0.26", "safetensors>=0.4.3"]
 onnx = ["onnx>=1.17", "onnxscript>=0.5"]
-benchmark = [*report, "pytest>=8", "pytest-benchmark[histogram]>=5", "soundfile>=0.12", "tqdm>=4.66", "transformers>=4.50"]
+benchmark = [
+    *report,
+    "pytest>=8",
+    "pytest-benchmark[histogram]>=5",
+    "soundfile>=0.12",
+    "tqdm>=4.66",
+    "transformers>=4.50",
+]
 
 setup(
     name="septr_fast",
