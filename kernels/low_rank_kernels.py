@@ -35,13 +35,13 @@ import triton.language as tl
 @triton.jit
 def load_vector(ptr, offs, stride, mask):
     """Load `(size,)` as float32, zero where masked."""
-    return tl.load(ptr + offs * stride, mask=mask, other=0.0).to(tl.float32)
+    return tl.load(ptr + offs.to(tl.int64) * stride, mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def tile_ptrs(ptr, offs_q, offs_k, stride_q, stride_k):
     """Pointers to a tile of queries and keys."""
-    return ptr + (offs_q * stride_q)[:, None] + (offs_k * stride_k)[None, :]
+    return ptr + (offs_q.to(tl.int64) * stride_q)[:, None] + (offs_k.to(tl.int64) * stride_k)[None, :]
 
 
 @triton.jit

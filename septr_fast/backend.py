@@ -15,6 +15,7 @@ import torch
 from torch.autograd import forward_ad
 
 import septr_fast.kernels as kernels
+from septr_fast.folders import why_not_private
 
 BACKENDS = ("auto", "torch", "triton")
 LEAST_TRITON = (3, 6)
@@ -38,6 +39,12 @@ def interprets() -> bool:
 def cache_folder() -> Path:
     """Where results are kept for this user: `$XDG_CACHE_HOME/septr_fast`, by default `~/.cache/septr_fast`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "septr_fast"
+
+
+def triton_cache_folder() -> Path:
+    """Where Triton keeps compiled kernels, which it loads unchecked: as it says itself, `TRITON_CACHE_DIR` first."""
+    chosen = os.environ.get("TRITON_CACHE_DIR")
+    return Path(chosen) if chosen else Path(os.environ.get("TRITON_HOME") or Path.home()) / ".triton" / "cache"
 
 
 def devices() -> list[torch.device]:
@@ -89,7 +96,7 @@ def why_not_triton(pass_name: str, device: torch.device) -> str | None:
     if capability < kernels.LEAST_CAPABILITY:
         least, found = (".".join(map(str, pair)) for pair in (kernels.LEAST_CAPABILITY, capability))
         return f"Triton kernels need compute capability {least}, got {found}"
-    return None
+    return _why_not_cache(triton_cache_folder())
 
 
 @functools.cache
@@ -101,6 +108,16 @@ def _why_no_triton() -> str | None:
     if tuple(int(part) for part in version.split(".")[:2]) < LEAST_TRITON:
         return f"Triton kernels need triton {'.'.join(map(str, LEAST_TRITON))} or newer, got {version}"
     return None
+
+
+@functools.cache
+def _why_not_cache(folder: Path) -> str | None:
+    """Why Triton's cache is not to be trusted, looked up and warned of once."""
+    reason = why_not_private(folder)
+    if reason is None:
+        return None
+    _logger.warning("Triton kernels are not used, its cache %s may hold others' code: %s", folder, reason)
+    return f"Triton's cache {folder} may hold others' code: {reason}, or set TRITON_CACHE_DIR"
 
 
 def _why_not_now() -> str | None:

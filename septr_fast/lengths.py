@@ -36,7 +36,7 @@ def read(
     """Check lengths in pixels and turn them into tokens.
 
     Lengths that are a list or on the CPU cost no synchronization with a GPU. Values cannot be checked while a
-    graph is compiled.
+    graph is compiled: there the nearest that is possible is taken, so that no kernel reads beyond a tensor.
 
     Args:
         lengths: `(batch,)` integers.
@@ -63,7 +63,10 @@ def read(
         raise TypeError(f"lengths: expected values for a tensor on {device}, got a tensor on meta, without any")
     if tuple(given.shape) != (batch,):
         raise ValueError(f"lengths: expected one for each of {batch} samples, got shape {tuple(given.shape)}")
-    if not torch.compiler.is_compiling() and not given.is_meta:
+    tokens = torch.div(given.to(torch.int64), pool, rounding_mode="floor")
+    if torch.compiler.is_compiling() or given.is_meta:
+        tokens = tokens.clamp(1, size // pool)
+    else:
         values = given.tolist()
         for sample, value in enumerate(values):
             if not pool <= value <= size:
@@ -72,8 +75,7 @@ def read(
                 )
         if all(value // pool == size // pool for value in values):
             return None
-    valid = torch.div(given.to(torch.int64), pool, rounding_mode="floor")
-    return Lengths(axis, valid.to(device, non_blocking=True))
+    return Lengths(axis, tokens.to(device, non_blocking=True))
 
 
 def check_axis(axis: str) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from septr_fast import backend, kernels
+from septr_fast.folders import why_not_private
 from septr_fast.kernels.tables import TABLES, Row
 
 FORMAT = 1
@@ -42,6 +43,9 @@ def rows(device: torch.device) -> Sequence[Row]:
     if not file.exists():
         return ()
     try:
+        reason = why_not_private(file)
+        if reason is not None:
+            raise ValueError(reason)
         return read(file, name, backend.capability(device))
     except (OSError, ValueError) as error:
         _logger.warning("%s is not used: %s", file, error)

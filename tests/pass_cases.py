@@ -17,6 +17,7 @@ from septr_fast.kernels import launch
 
 from septr_fast import folding, functional
 from septr_fast.folding import Direct, LowRank, Merged, Mlp
+from septr_fast.lengths import Lengths, clear
 from septr_fast.reference import Transformer
 
 ATTENTION = launch.Config({"BLOCK_Q": 16, "BLOCK_K": 16, "BLOCK_C": 256})
@@ -70,6 +71,7 @@ class Case:
         dtype: of the tokens that come out.
         class_only: whether the class token alone is transformed.
         tables: of the low-rank pass.
+        lengths: valid tokens of each sample; in padding the grid that comes out is set to zero.
     """
 
     kind: Kind
@@ -79,6 +81,7 @@ class Case:
     dtype: torch.dtype
     class_only: bool = False
     tables: Tables | None = None
+    lengths: Lengths | None = None
 
     def changed(self, change: Callable[[Tensor], Tensor], dtype: torch.dtype | None = None) -> Case:
         """The same pass with every operand after `change`, and tokens in `dtype`."""
@@ -87,8 +90,14 @@ class Case:
 
     def run(self, backend: str) -> dict[str, Tensor]:
         """The grid, where there is one, and the class token."""
+        results = self._run(backend)
+        if self.lengths is not None and "out" in results:
+            results["out"] = clear(results["out"], self.lengths)
+        return results
+
+    def _run(self, backend: str) -> dict[str, Tensor]:
         given = self.tensors
-        options: dict[str, Any] = {"axis": self.axis, "backend": backend}
+        options: dict[str, Any] = {"axis": self.axis, "backend": backend, "lengths": self.lengths}
         mlp = Mlp(**_values("mlp.", given, Mlp))
         if self.tables is not None:
             attention = torch.func.functional_call(self.tables, _behind("attention.", given), ())

@@ -64,7 +64,7 @@ def test_two_processes_have_the_gradients_of_one(parallel: str, tmp_path: Path) 
     for processes in (1, 2):
         assert training_runs.call(write_gradients, processes, parallel, tmp_path / str(processes)) == [0] * processes
     for name, limit in (("float32", 1e-6), ("float64", 1e-12)):
-        expected, found = (torch.load(tmp_path / f"{processes}-{name}.pt") for processes in (1, 2))
+        expected, found = (torch.load(tmp_path / f"{processes}-{name}.pt", weights_only=True) for processes in (1, 2))
         assert expected.keys() == found.keys()
         for key in expected:
             assert relative_error(found[key], expected[key]) < limit, (name, key)

@@ -18,6 +18,26 @@ def last_place(value: float, dtype: torch.dtype) -> float:
     return info.eps * 2.0 ** math.floor(math.log2(max(abs(value), info.tiny)))
 
 
+def errors_and_limits(result: Tensor, plain: Tensor, oracle: Tensor) -> dict[str, tuple[float, float]]:
+    """The largest and the mean error of `result`, each with what `plain` allows it; see `shortfall`.
+
+    Errors that are not finite count as infinite.
+    """
+    assert result.shape == plain.shape == oracle.shape, (result.shape, plain.shape, oracle.shape)
+    assert result.dtype == plain.dtype, (result.dtype, plain.dtype)
+    assert oracle.dtype == torch.float64
+    if oracle.numel() == 0:
+        return {}
+    error, plain_error = (x.detach().double().cpu().sub(oracle.detach().cpu()).abs() for x in (result, plain))
+    unit = last_place(oracle.abs().max().item(), result.dtype)
+    mean_factor = 2.0 if result.dtype == torch.float32 else 1.1
+    largest, mean = error.max().nan_to_num(math.inf).item(), error.mean().nan_to_num(math.inf).item()
+    return {
+        "largest": (largest, 2 * plain_error.max().item() + unit),
+        "mean": (mean, mean_factor * plain_error.mean().item() + unit / 32),
+    }
+
+
 def shortfall(result: Tensor, plain: Tensor, oracle: Tensor) -> str | None:
     """What makes `result` worse than `plain` allows, or None.
 
@@ -29,23 +49,11 @@ def shortfall(result: Tensor, plain: Tensor, oracle: Tensor) -> str | None:
         plain: what plain PyTorch gives in the same dtype.
         oracle: float64.
     """
-    assert result.shape == plain.shape == oracle.shape, (result.shape, plain.shape, oracle.shape)
-    assert result.dtype == plain.dtype, (result.dtype, plain.dtype)
-    assert oracle.dtype == torch.float64
-    if oracle.numel() == 0:
-        return None
-    error, plain_error = (x.detach().double().cpu().sub(oracle.detach().cpu()).abs() for x in (result, plain))
-    if not torch.isfinite(error).all():
-        return f"{int((~torch.isfinite(error)).sum())} of {error.numel()} values are not finite"
-    unit = last_place(oracle.abs().max().item(), result.dtype)
-    mean_factor = 2.0 if result.dtype == torch.float32 else 1.1
-    limits = {
-        "largest": 2 * plain_error.max().item() + unit,
-        "mean": mean_factor * plain_error.mean().item() + unit / 32,
-    }
-    found = {"largest": error.max().item(), "mean": error.mean().item()}
+    found = errors_and_limits(result, plain, oracle)
+    if not all(math.isfinite(error) for error, _ in found.values()):
+        return f"{int((~torch.isfinite(result)).sum())} of {result.numel()} values are not finite"
     worse = [
-        f"{name} error {found[name]:.3g}, allowed {limits[name]:.3g}" for name in limits if found[name] > limits[name]
+        f"{name} error {error:.3g}, allowed {limit:.3g}" for name, (error, limit) in found.items() if error > limit
     ]
     return "; ".join(worse) or None
 
@@ -59,7 +67,14 @@ def assert_as_good(results: Mapping[str, Tensor], plain: Mapping[str, Tensor], o
 
 
 def assert_all_as_good(results: dict[str, Tensor], plain: dict[str, Tensor], oracle: dict[str, Tensor]) -> None:
-    """`assert_as_good`, with tensors of few values joined to one for each dtype.
+    """`assert_as_good`, with tensors of few values joined to one for each dtype; see `with_few_joined`."""
+    assert_as_good(*with_few_joined(results, plain, oracle))
+
+
+def with_few_joined(
+    results: dict[str, Tensor], plain: dict[str, Tensor], oracle: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """The three, with tensors of few values joined to one for each dtype.
 
     A bias of two dozen values has two dozen errors, whose mean is as much a matter of chance as of the
     kernel. So what has fewer than `FEW` values is brought to a common size by a power of two, which rounds
@@ -76,4 +91,5 @@ def assert_all_as_good(results: dict[str, Tensor], plain: dict[str, Tensor], ora
             else:
                 many[index][name] = values[name]
     together = ({name: torch.cat(parts) for name, parts in group.items()} for group in few)
-    assert_as_good(*({**one, **two} for one, two in zip(many, together, strict=True)))
+    first, second, third = ({**one, **two} for one, two in zip(many, together, strict=True))
+    return first, second, third

@@ -1,0 +1,45 @@
+"""The short form of the repetitions, and that it finds what is wrong."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+from trust import repeat
+from trust.outcome import silent
+
+from septr_fast import torch_backend
+
+ONE = repeat.Setting("wide", "torch", None, "float32")
+
+
+def test_none_wrong(device: torch.device, one_thread: None) -> None:
+    if device.type != "cpu":
+        pytest.skip("models are sized for the interpreter")
+    outcome = repeat.run(full=False, progress=silent)
+    assert outcome.wrong == []
+    assert outcome.tried >= 120
+
+
+@pytest.mark.parametrize("results", [repeat.forward_and_backward, repeat.trained], ids=lambda each: each.__name__)
+def test_finds_one_bit_in_one_run(results: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    branch, calls = torch_backend.mlp_branch, itertools.count()
+
+    def faulty(*given: Any) -> Tensor:
+        y = branch(*given)
+        return y.add(torch.finfo(y.dtype).eps * y.detach()) if next(calls) == 30 else y
+
+    monkeypatch.setattr(torch_backend, "mlp_branch", faulty)
+    assert repeat.repeats(ONE, results)
+
+
+def test_nan_is_equal_to_itself_and_zeros_have_signs() -> None:
+    x = {"x": torch.tensor([float("nan"), 0.0])}
+    assert repeat.different(x, {"x": x["x"].clone()}) == []
+    assert repeat.different(x, {"x": torch.tensor([float("nan"), -0.0])}) == ["x"]

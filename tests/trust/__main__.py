@@ -1,0 +1,50 @@
+"""`python -m trust`: run the corpus, write what came out to docs/trust.json and docs/trust.md."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from tqdm import tqdm
+
+from trust import page, parts, runner
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run what is asked for; 1 where anything is wrong."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    options = _parser().parse_args(arguments)
+    names = options.part or parts.names()
+    wrong = 0
+    with tqdm(total=len(names), unit=" parts", file=sys.stderr) as bar:
+
+        def show(running: list[runner.Job]) -> None:
+            bar.set_postfix_str(", ".join(f"{job.name} {job.tried}" for job in running))
+
+        for record in runner.run(names, options.full, options.workers, 60 * options.minutes, show):
+            bar.update()
+            wrong += len(record["wrong"])
+            bar.write(f"{record['part']}: {record['tried']} tried, {len(record['wrong'])} wrong", sys.stderr)
+            for line in record["wrong"]:
+                bar.write(f"  {line}", sys.stderr)
+            if options.full:
+                page.keep(record)
+    return int(wrong > 0)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m trust", description=__doc__)
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument(
+        "--full", action="store_true", default=True, help="the long form, which writes the page (default)"
+    )
+    form.add_argument("--short", dest="full", action="store_false", help="the form that the tests run; writes nothing")
+    parser.add_argument("--part", action="append", choices=parts.names(), help="this part alone; may be repeated")
+    parser.add_argument("--workers", type=int, default=2, help="parts that run at a time (default: 2)")
+    parser.add_argument("--minutes", type=float, default=60, help="after which the run is ended (default: 60)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,233 @@
+"""NaN and infinity come out where the reference has them, and no sample sees another."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from compare import gradients, pair
+from pass_cases import TILES
+from septr_fast.kernels import launch
+from torch import Tensor
+
+from benchmarks.shapes import SMALL
+from septr_fast import SepTr
+from trust.fuzz_cases import AXES, FORMULATIONS, PassCase
+from trust.fuzz_models import Operands, expected_pass, run_pass
+from trust.judging import Results
+from trust.outcome import Outcome, Progress
+
+NAME = "isolation"
+WHAT = (
+    "NaN, infinities and overflowing values in every operand of every pass come out where the reference has them; NaN "
+    "or other neighbours in a batch, and its size, leave the bits of a sample alone."
+)
+CANNOT = (
+    "What a GPU's own products do: those of the vendor over a whole batch may round a sample otherwise in a batch of "
+    "another size. On a CPU that is so in training and for the classifier."
+)
+
+VALUES = {"NaN": float("nan"), "infinity": float("inf"), "-infinity": -float("inf"), "1e18": 1e18}
+"""Put into one place. From 2e19 on squares overflow float32, and what comes of a pass is its normalization's affair."""
+PIXELS = {**VALUES, "1e30": 1e30}
+"""Put into one pixel of a spectrogram."""
+PLACES = ("tokens", "cls_token", "positions", "gradient")
+LARGE = {"input_size": (16, 24), "depth": 2, "heads": 4, "dim_head": 64, "dim": 64, "mlp_dim": 128}
+"""Large enough for several chunks of rows and for oneDNN's products."""
+TINY = {"input_size": (3, 5), "num_classes": 4, "depth": 1, "heads": 2, "dim_head": 8, "mlp_dim": 16, "dim": 16}
+MODELS = {"small": SMALL["wide"], "pooled": SMALL["uneven pooling"], "large": LARGE}
+SEEN = 1
+"""The sample of a batch of three that is looked at; its neighbours change."""
+
+
+def pass_case(formulation: str, axis: str, backend: str) -> PassCase:
+    """A pass over two samples of three sequences of five tokens."""
+    return PassCase(
+        formulation=formulation,
+        backend=backend,
+        axis=axis,
+        shape=(2, 3, 5),
+        heads=2,
+        dim_head=8,
+        dim=16,
+        mlp_dim=16,
+        channels=2,
+        dtypes=("float32", "float32"),
+        scale=1.0,
+        layout="contiguous",
+        gradient_layout="contiguous",
+        padded=None,
+        seed=0,
+    )
+
+
+def kinds(x: Tensor) -> Tensor:
+    """0 where a value is finite, else what it is."""
+    return x.isnan() + 2 * x.isposinf() + 3 * x.isneginf()
+
+
+def differs(name: str, found: Tensor, expected: Tensor) -> bool:
+    """Whether other values are not finite, or of another kind; of a gradient only whether others are.
+
+    Folded weights bring their gradients back by another sum: of infinities it may be NaN.
+    """
+    if name in ("out", "cls_out", "logits"):
+        return not torch.equal(kinds(found), kinds(expected))
+    return not torch.equal(found.isfinite(), expected.isfinite())
+
+
+def spread(case: PassCase, place: str, value: float) -> list[str]:
+    """Results and gradients whose values that are not finite differ from the reference's."""
+    torch.manual_seed(case.seed)
+    operands = Operands(case)
+    if place != "gradient":
+        tensor = getattr(operands, place)
+        with torch.no_grad():
+            tensor[(0,) * (tensor.dim() - 1)][-1] = value
+    found, expected = (_step(run, operands, case, place, value) for run in (run_pass, expected_pass))
+    return [name for name in expected if differs(name, found[name], expected[name])]
+
+
+def _step(run: Callable[..., Results], operands: Operands, case: PassCase, place: str, value: float) -> Results:
+    results = run(operands, case, None)
+    random = torch.Generator().manual_seed(1)
+    directions = [torch.randn(x.shape, generator=random) for x in results.values()]
+    if place == "gradient":
+        directions[0].view(-1)[0] = value
+    named = dict(operands.named_parameters())
+    found = torch.autograd.grad(list(results.values()), list(named.values()), directions, allow_unused=True)
+    gradients = (torch.zeros_like(x) if g is None else g for g, x in zip(found, named.values(), strict=True))
+    return {name: x.detach() for name, x in results.items()} | dict(zip(named, gradients, strict=True))
+
+
+def spreads(full: bool) -> Iterator[tuple[str, list[str]]]:
+    """Every pass, backend, axis, place and value, and what is wrong; in the short form few on Triton."""
+    for backend in ("torch", "triton"):
+        few = backend == "triton" and not full
+        for formulation in FORMULATIONS:
+            for axis in AXES[1:] if few else AXES:
+                for place in ("tokens", "gradient") if few else PLACES:
+                    for name in ["NaN"] if few else VALUES:
+                        wrong = spread(pass_case(formulation, axis, backend), place, VALUES[name])
+                        yield f"{name} in {place}, {formulation} along the {axis} on {backend}", wrong
+
+
+def model_spreads() -> Iterator[tuple[str, list[str]]]:
+    """Every formulation, backend and value in one pixel of a batch, and what is wrong of logits and gradients."""
+    for backend in ("torch", "triton"):
+        for formulation in (None, *FORMULATIONS):
+            for name, value in PIXELS.items():
+                torch.manual_seed(3)
+                expected, model = pair(TINY, torch.float32, backend=backend, formulation=formulation)
+                x = torch.randn(3, 1, *TINY["input_size"])
+                x[SEEN, 0, 1, 2] = value
+                wanted, found = gradients(expected, x), gradients(model, x)
+                wrong = [key for key in wanted if differs(key, found[key], wanted[key])]
+                yield f"{name} in a pixel, model {formulation or 'planned'} on {backend}", wrong
+
+
+def outcome_of(model: SepTr, x: Tensor, *, training: bool) -> Results:
+    """Logits and class tokens; in training also the input's gradient."""
+    if not training:
+        with torch.no_grad():
+            logits, cls_token = model.eval()(x)
+        return {"logits": logits, "class token": cls_token}
+    leaf = x.clone().requires_grad_()
+    logits, cls_token = model.train()(leaf)
+    (gradient,) = torch.autograd.grad([logits, cls_token], leaf, [torch.ones_like(logits), torch.ones_like(cls_token)])
+    return {"logits": logits.detach(), "class token": cls_token.detach(), "input's gradient": gradient}
+
+
+def neighbours(x: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Batches in which the sample `SEEN` is the same and the others are not."""
+    for name, value in {"NaN": float("nan"), "infinity": float("inf"), "1e30": 1e30, "zeros": 0.0}.items():
+        changed = torch.full_like(x, value)
+        changed[SEEN] = x[SEEN]
+        yield f"neighbours of {name}", changed
+    one = x.clone()
+    one[SEEN - 1].view(-1)[3] = float("nan")
+    yield "a neighbour with one NaN", one
+
+
+def built(config: dict[str, Any], backend: str, dtype: torch.dtype = torch.float32) -> tuple[SepTr, Tensor]:
+    """A model that returns its class token, and three spectrograms."""
+    _, model = pair({**config, "return_cls": True}, torch.float32, backend=backend)
+    size = model.blocks[0].input_size
+    return model.to(dtype), torch.randn(3, model.blocks[0].channels, *size).to(dtype)
+
+
+def settings(full: bool) -> Iterator[tuple[str, bool, SepTr, Tensor]]:
+    """Models on both backends by readable names, in evaluation and in training; in the short form few on Triton."""
+    for backend, configs in {"torch": MODELS, "triton": {"tiny": TINY}}.items():
+        for name, config in configs.items():
+            for dtype in (torch.float32, torch.bfloat16) if full else (torch.float32,):
+                for training in (False, True) if full or backend == "torch" else (False,):
+                    yield (
+                        f"{name}, {str(dtype).removeprefix('torch.')}, {backend}",
+                        training,
+                        *built(config, backend, dtype),
+                    )
+
+
+def seen_bits(model: SepTr, x: Tensor, *, training: bool) -> Iterator[tuple[str, list[str]]]:
+    """Each change of the neighbours, and which results of the sample changed a bit."""
+    wanted = outcome_of(model, x, training=training)
+    for name, changed in neighbours(x):
+        found = outcome_of(model, changed, training=training)
+        yield name, [key for key in wanted if not torch.equal(found[key][SEEN], wanted[key][SEEN])]
+
+
+def batch_sizes(model: SepTr, x: Tensor, *, training: bool) -> Iterator[tuple[str, bool]]:
+    """Each result of a sample in batches of one, two and six, and whether its bits are those in a batch of three."""
+    wanted = outcome_of(model, x, training=training)
+    for batch, place in ((x[[SEEN]], 0), (x[[0, SEEN]], 1), (x[[SEEN, SEEN, 0, 2, 0, SEEN]], 5)):
+        found = outcome_of(model, batch, training=training)
+        for key, values in wanted.items():
+            yield key, torch.equal(found[key][place], values[SEEN])
+
+
+def promised(name: str, training: bool, key: str) -> bool:
+    """Whether a result has the same bits in a batch of any size: on a CPU in evaluation, up to the classifier."""
+    return name.endswith("torch") and not training and key == "class token"
+
+
+def run(full: bool, progress: Progress) -> Outcome:
+    """See `trust`."""
+    torch.manual_seed(7)
+    wrong: list[str] = []
+    tried: Counter[str] = Counter()
+    held: Counter[str] = Counter()
+    with launch.override(TILES):
+        for name, names in (*spreads(full), *(model_spreads() if full else ())):
+            tried["values that are not finite"] += 1
+            progress(1)
+            wrong += (
+                [f"{name}: other values of {', '.join(names)} than the reference's are not finite"] if names else []
+            )
+        for name, training, model, x in settings(full):
+            mode = "training" if training else "evaluation"
+            for change, keys in seen_bits(model, x, training=training):
+                tried["other neighbours"] += 1
+                progress(1)
+                wrong += [f"{name}, {mode}: {change} change the bits of {', '.join(keys)}"] if keys else []
+            for key, same in batch_sizes(model, x, training=training):
+                tried["other sizes of the batch"] += 1
+                progress(1)
+                of = f"{key}, {mode}, {name.rsplit(', ')[-1]}"
+                held[of] += same
+                held[f"{of}, tried"] += 1
+                if promised(name, training, key) and not same:
+                    wrong.append(f"{name}, {mode}: the bits of the {key} change with the size of the batch")
+    shares = [
+        {"result": of, "same bits": f"{held[of]} of {held[f'{of}, tried']}", "promised": _promise(of)}
+        for of in list(held)
+        if not of.endswith(", tried")
+    ]
+    return Outcome(tried.total(), wrong, {"cases": dict(tried), "in batches of other sizes": shares})
+
+
+def _promise(of: str) -> str:
+    key, mode, name = of.rsplit(", ", 2)
+    return "yes" if promised(name, mode == "training", key) else "no"

@@ -1,0 +1,117 @@
+"""Whether results are as good as plain PyTorch's, where shapes are drawn and some tensors hold a few values.
+
+The mean error of a few values is as much a matter of chance as of the code. So a case that falls short by little is
+judged again, on many other draws of its operands together: chance goes, a fault stays.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from compare import relative_error
+from tolerance import errors_and_limits, with_few_joined
+from torch import Tensor
+
+Results = dict[str, Tensor]
+Triple = tuple[Results, Results, Results]
+"""Results in question, plain PyTorch's in the same dtype, and in float64."""
+Measure = Callable[[Tensor, Tensor, Tensor], float]
+"""How many times an error is what is allowed."""
+
+FAR = 30.0
+"""So many times what is allowed is no chance."""
+DRAWS = 8
+"""On which a case that falls short is judged again."""
+EXACT = 1e-9
+"""Relative error allowed in float64."""
+
+
+class FaultError(AssertionError):
+    """A result is not as good as plain PyTorch's."""
+
+
+def by_rule(result: Tensor, plain: Tensor, oracle: Tensor) -> float:
+    """By the rule of `tolerance.shortfall`."""
+    found = errors_and_limits(result, plain, oracle)
+    return max((_share(error, limit) for error, limit in found.values()), default=0.0)
+
+
+def by_norm(result: Tensor, plain: Tensor, oracle: Tensor) -> float:
+    """By the norm of all errors: at most twice plain PyTorch's, plus one rounding of every value."""
+    error, plain_error = ((x.detach().double() - oracle).norm().item() for x in (result, plain))
+    return _share(error, 2 * plain_error + torch.finfo(result.dtype).eps * oracle.norm().item())
+
+
+def in_float64(result: Tensor, plain: Tensor, oracle: Tensor) -> float:
+    """By the relative error alone, `EXACT` being allowed."""
+    return relative_error(result, oracle) / EXACT
+
+
+def judge(draw: Callable[[int], Triple], seed: int, measure: Measure = by_rule) -> bool:
+    """Raise `FaultError` where results fall short.
+
+    Args:
+        draw: results from operands drawn by a seed.
+        seed: of the first draw.
+        measure: how many times an error is what is allowed.
+
+    Returns:
+        Whether more draws than one were needed.
+    """
+    share, where = worst(draw(seed), measure)
+    if share <= 1:
+        return False
+    if share <= FAR:
+        share, where = worst(joined([draw(1000 * seed + more) for more in range(1, 1 + DRAWS)]), measure)
+        if share <= 1:
+            return True
+    raise FaultError(f"{where}: {share:.3g} times the error that is allowed")
+
+
+def farther(plains: Sequence[Results], oracle: Results) -> Results:
+    """Of each tensor that one of `plains` which is farther from float64.
+
+    A rounding in an early transformer reaches all values of a later one: two models in plain PyTorch may differ by
+    a fifth in a tensor's mean error.
+    """
+    return {
+        name: max((plain[name] for plain in plains), key=lambda x, name=name: _summed_error(x, oracle[name]))
+        for name in oracle
+    }
+
+
+def _summed_error(x: Tensor, oracle: Tensor) -> float:
+    return (x.double() - oracle).abs().sum().item()
+
+
+def _share(error: float, limit: float) -> float:
+    if not math.isfinite(error):
+        return math.inf
+    return error / limit if limit > 0 else math.inf if error > 0 else 0.0
+
+
+def worst(triple: Triple, measure: Measure) -> tuple[float, str]:
+    """How many times its error the worst result has what is allowed, and its name.
+
+    Raises:
+        FaultError: where names, shapes or dtypes are not those of plain PyTorch.
+    """
+    results, plain, oracle = triple
+    if not results.keys() == plain.keys() == oracle.keys():
+        raise FaultError(f"results {sorted(results)}, expected {sorted(oracle)}")
+    for name, wanted in oracle.items():
+        if results[name].shape != wanted.shape or results[name].dtype != plain[name].dtype:
+            raise FaultError(f"{name}: {tuple(results[name].shape)}, expected {tuple(wanted.shape)}")
+    grouped = with_few_joined(results, plain, oracle)
+    return max((measure(*(group[name] for group in grouped)), name) for name in grouped[2])
+
+
+def joined(triples: Sequence[Triple]) -> Triple:
+    """Several draws as one: values of the same name behind one another."""
+    first, second, third = (
+        {name: torch.cat([group[name].flatten() for group in groups]) for name in groups[0]}
+        for groups in zip(*triples, strict=True)
+    )
+    return first, second, third

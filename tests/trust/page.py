@@ -1,0 +1,99 @@
+"""The page of figures, docs/trust.md, written from what runs of the corpus have kept in docs/trust.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.stamp import ROOT, stamp
+from septr_fast.report.tables import markdown
+
+RECORDS = ROOT / "docs" / "trust.json"
+PAGE = ROOT / "docs" / "trust.md"
+
+HEAD = """# Trust
+
+What was tried to break `septr_fast`, how often, and how it came out. `make trust` runs everything and writes this
+page; a short form of each part is in `make test`. Edits by hand are lost."""
+
+LIMITS = """## What none of this finds
+
+The kernels ran in Triton's interpreter, mended to round as a GPU does and to poison what is undefined. So races between
+the threads of a program and miscompilation of compiled kernels are untested here; `benchmarks/gpu.py --stage check` is
+for a GPU."""
+
+
+def keep(record: dict[str, Any], records: Path = RECORDS, page: Path = PAGE) -> None:
+    """Put the record of a part in the place of its last one, and write the page anew.
+
+    Args:
+        record: of `trust.runner`: part, what, cannot, tried, wrong, figures and seconds.
+        records: JSON file of all records.
+        page: to write.
+    """
+    kept = json.loads(records.read_text(encoding="utf-8")) if records.exists() else {}
+    kept[record["part"]] = {**record, "stamp": stamp(torch.device("cpu"))}
+    records.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n", encoding="utf-8")
+    page.write_text(text(list(dict(sorted(kept.items())).values())), encoding="utf-8")
+
+
+def text(records: list[dict[str, Any]]) -> str:
+    """The page of `records`."""
+    tried, wrong = (sum(record["tried"] for record in records), sum(len(record["wrong"]) for record in records))
+    header = ("part", "tried", "wrong", "minutes", "what is tried", "what it cannot find")
+    rows = [
+        (
+            f"[{record['part']}](#{record['part']})",
+            f"{record['tried']:,}",
+            str(len(record["wrong"])),
+            f"{record['seconds'] / 60:.1f}",
+            record.get("what", ""),
+            record.get("cannot", ""),
+        )
+        for record in records
+    ]
+    total = f"{tried:,} cases in {len(records)} parts, {wrong} wrong."
+    sections = [HEAD, total, markdown(header, rows), LIMITS, *(_section(record) for record in records)]
+    return "\n\n".join(sections) + "\n"
+
+
+def _section(record: dict[str, Any]) -> str:
+    measured = record["stamp"]
+    versions = ", ".join(f"{name} {version}" for name, version in measured["versions"].items() if version)
+    origin = f"Run on {measured['device']}, {measured['cores']} cores; {versions}; commit {measured['commit']}; "
+    parts = [f"## {record['part']}", origin + f"{measured['date'][:10]}."]
+    if record["wrong"]:
+        parts.append("\n".join(["Wrong:", "", *(f"- {line}" for line in record["wrong"])]))
+    return "\n\n".join([*parts, *_figures(record["figures"])])
+
+
+def _figures(figures: dict[str, Any]) -> Iterator[str]:
+    """Single figures as one table, each of the others as a table of its own."""
+    single = {name: value for name, value in figures.items() if not isinstance(value, (dict, list))}
+    if single:
+        yield markdown(("figure", "value"), [(name, _cell(value)) for name, value in single.items()])
+    for name, value in figures.items():
+        if isinstance(value, dict):
+            yield f"**{name}**"
+            yield markdown(("", "value"), [(key, _cell(x)) for key, x in value.items()])
+        elif isinstance(value, list):
+            yield f"**{name}**"
+            yield _rows(value)
+
+
+def _rows(rows: list[Any]) -> str:
+    if not rows:
+        return "None."
+    if not isinstance(rows[0], dict):
+        return "\n".join(f"- {_cell(row)}" for row in rows)
+    return markdown(tuple(rows[0]), [tuple(_cell(x) for x in row.values()) for row in rows])
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
