@@ -1,0 +1,144 @@
+"""What kills mutants: cases of the corpus, each with the functions of kernels that it calls."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import attention_cases
+import pytest
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis.strategies import SearchStrategy
+from septr_fast.kernels import launch
+
+from trust import addressing, memory, planting
+from trust.fuzz_cases import OperatorCase, models, operators, passes
+from trust.fuzz_models import check_model, check_torch_pass
+from trust.fuzz_operators import TILES, check_triton_pass, operator_triple
+from trust.judging import FaultError, judge
+from trust.outcome import Progress
+
+TESTS = Path(__file__).resolve().parent.parent
+OF_FOLDING = ("passes on PyTorch", "models on PyTorch", "tests of submodules")
+SLICES = attention_cases.tiles(block_c=16)
+"""Configurations in which the features of a token are summed up in slices."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A check that raises where it finds a fault.
+
+    Attributes:
+        kind: part of the corpus that it is out of.
+        name: of the check.
+        check: without a value.
+    """
+
+    kind: str
+    name: str
+    check: Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a case does on code without a fault.
+
+    Attributes:
+        case: that ran.
+        calls: functions of kernels that it called; of the folding's cases those of `folding`.
+        seconds: that it took.
+    """
+
+    case: Case
+    calls: frozenset[tuple[str, str]]
+    seconds: float
+
+
+def cases(full: bool) -> Iterator[Case]:
+    """Cases out of the parts that compare values, trace memory, and spread tensors out."""
+    for kind, strategy, check, counts in (
+        ("operators", operators(), _operator, (30, 150)),
+        ("passes on Triton", passes("triton"), check_triton_pass, (12, 80)),
+        ("passes on PyTorch", passes("torch"), check_torch_pass, (20, 60)),
+        ("models on PyTorch", models("torch"), check_model, (10, 30)),
+    ):
+        for number, drawn in enumerate(_drawn(strategy, counts[full])):
+            yield Case(kind, f"{kind} {number}: {drawn}", partial(check, drawn))
+    for number in range(4 * len(memory.KINDS) if full else len(memory.KINDS)):
+        yield Case("memory", f"memory {number}", partial(_traced, number))
+    for moment in addressing.moments(rows=2, heads=2):
+        for pointer, dimension in addressing.places(moment, every=full):
+            name = f"addressing: {moment.name}, {pointer}, dimension {dimension}"
+            yield Case("addressing", name, partial(_far, moment, pointer, dimension))
+    if full:
+        for file in ("test_submodules.py", "test_folding.py"):
+            yield Case("tests of submodules", file, partial(_tests, file))
+
+
+def profiled(all_cases: Sequence[Case], progress: Progress) -> list[Profile]:
+    """Run every case on the code as it is.
+
+    Raises:
+        FaultError: where a case fails: then it could tell nothing of mutants.
+    """
+    found = []
+    for case in all_cases:
+        start = time.monotonic()
+        with planting.called() as calls:
+            try:
+                case.check()
+            except Exception as error:
+                raise FaultError(f"{case.name} fails on code without a mutant: {error}") from error
+        if case.kind in OF_FOLDING:
+            calls = {key for key in planting.functions() if key[0] == planting.FOLDING}
+        found.append(Profile(case, frozenset(calls), time.monotonic() - start))
+        progress(0)
+    return found
+
+
+def _drawn(strategy: SearchStrategy[Any], count: int) -> list[Any]:
+    found: list[Any] = []
+
+    @seed(1)
+    @settings(
+        max_examples=count,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate],
+    )
+    @given(strategy)
+    def draw(case: Any) -> None:
+        found.append(case)
+
+    draw()
+    return found
+
+
+def _operator(case: OperatorCase) -> bool:
+    """As in the fuzzing, every second attention in slices of features."""
+    with launch.override({**TILES, **(SLICES if case.seed % 2 else {})}):
+        return judge(lambda number: operator_triple(case, number), case.seed)
+
+
+def _traced(number: int) -> None:
+    seen = memory.Traced()
+    memory.trace_case(memory.draw(number), seen, orders=1)
+    if seen.wrong:
+        raise FaultError(seen.wrong[0])
+
+
+def _far(moment: addressing.Moment, pointer: str, dimension: int) -> None:
+    found = addressing.fault(moment, addressing.replayed(moment, moment.tensors)[0], pointer, dimension)
+    if found is not None:
+        raise FaultError(found)
+
+
+def _tests(file: str) -> None:
+    status = pytest.main(["-x", "-q", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist", str(TESTS / file)])
+    if status != 0:
+        raise FaultError(f"{file} fails")

@@ -1,0 +1,167 @@
+"""Mutation: small faults planted in the kernels and the folding, to see whether the corpus finds them."""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+from trust import killing, planting
+from trust.equivalent import EQUIVALENT
+from trust.judging import FaultError
+from trust.killing import Profile
+from trust.mutators import Mutant
+from trust.outcome import Outcome, Progress
+
+NAME = "mutation"
+WHAT = (
+    "Faults of 22 kinds planted one at a time in the kernels and in the folding (masks, casts, bounds, axes, "
+    "arithmetic, dropped statements and rounds), each run through cases of fuzzing, memory and addressing until one "
+    "finds it."
+)
+CANNOT = "Faults of several places at once, of launchers and tables, and whether a listed survivor's reason is true."
+
+LONG, SHORT = 400, 14
+SHARE = 0.95
+"""Of mutants that have to be found."""
+CASES = 60
+"""A mutant is run through at most so many, of all kinds in turn."""
+SECONDS = 120.0
+"""After which a case is taken not to end; whole cases take a few."""
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What became of a mutant.
+
+    Attributes:
+        mutant: that ran.
+        found: how it was found: "wrong result", "error", "no end"; None where no case found it.
+        by: the case that found it.
+        tried: cases that it ran through.
+    """
+
+    mutant: Mutant
+    found: str | None
+    by: str
+    tried: int
+
+
+def run(full: bool, progress: Progress) -> Outcome:
+    """Plant mutants one after another, each in a process of its own."""
+    profiles = killing.profiled(list(killing.cases(full)), progress)
+    mutants = planting.chosen(LONG)
+    kills: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    fates = []
+    for mutant in mutants if full else mutants[:: len(mutants) // SHORT][:SHORT]:
+        place = mutant.module, mutant.function
+        fates.append(fate(mutant, ordered(profiles, place, kills[place])))
+        if fates[-1].found is not None:
+            kills[place][fates[-1].by] += 1
+        progress(1)
+    return judged(fates, full)
+
+
+def ordered(profiles: Sequence[Profile], place: tuple[str, str], kills: Counter[str]) -> list[Profile]:
+    """Cases that call a function: first those that found most faults in it, then the quickest of each kind in turn."""
+    able = sorted((profile for profile in profiles if place in profile.calls), key=lambda profile: profile.seconds)
+    turns: Counter[str] = Counter()
+    turn = {}
+    for profile in able:
+        turn[profile.case.name] = turns[profile.case.kind]
+        turns[profile.case.kind] += 1
+    chosen = sorted(able, key=lambda profile: turn[profile.case.name])[:CASES]
+    return sorted(chosen, key=lambda profile: -kills[profile.case.name])
+
+
+def fate(mutant: Mutant, cases: Sequence[Profile]) -> Fate:
+    """Run a mutant through `cases` until one finds it, in a process that may crash or hang."""
+    context = multiprocessing.get_context("fork")
+    messages, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_try, args=(mutant, cases, sender))
+    process.start()
+    sender.close()
+    tried, name, found = 0, "", None
+    try:
+        while messages.poll(SECONDS):
+            message = messages.recv()
+            if message is None:
+                return Fate(mutant, None, "", tried)
+            name, found = message
+            if found is not None:
+                return Fate(mutant, found, name, tried)
+            tried += 1
+        return Fate(mutant, "no end", name, tried)
+    except EOFError:
+        return Fate(mutant, "crash", name, tried)
+    finally:
+        process.kill()
+        process.join()
+
+
+def _try(mutant: Mutant, cases: Sequence[Profile], sender: Connection) -> None:
+    """Tell the name of each case when it begins, then how the mutant was found, if it was, and None at the end."""
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+        os.dup2(nowhere.fileno(), 2)
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        try:
+            with planting.applied(mutant):
+                for profile in cases:
+                    sender.send((profile.case.name, None))
+                    found = _found(profile)
+                    if found is not None:
+                        sender.send((profile.case.name, found))
+                        return
+        except SyntaxError:
+            sender.send(("compiling", "error"))
+            return
+    sender.send(None)
+
+
+def _found(profile: Profile) -> str | None:
+    try:
+        profile.case.check()
+    except FaultError:
+        return "wrong result"
+    except Exception:
+        return "error"
+    return None
+
+
+def judged(fates: Sequence[Fate], full: bool) -> Outcome:
+    """What is wrong, and figures."""
+    survivors = [one for one in fates if one.found is None]
+    killed = len(fates) - len(survivors)
+    wrong = [f"survives: {one.mutant.name}" for one in survivors if one.mutant.name not in EQUIVALENT]
+    wrong += [
+        f"said to be equivalent, but found by {one.by}: {one.mutant.name}"
+        for one in fates
+        if one.found is not None and one.mutant.name in EQUIVALENT
+    ]
+    if full and killed < SHARE * len(fates):
+        wrong.append(f"{killed} of {len(fates)} mutants are found, expected {SHARE:.0%}")
+    return Outcome(len(fates), wrong, _figures(fates, survivors, killed))
+
+
+def _figures(fates: Sequence[Fate], survivors: Sequence[Fate], killed: int) -> dict[str, Any]:
+    kinds = Counter(one.mutant.kind for one in fates)
+    alive = Counter(one.mutant.kind for one in survivors)
+    return {
+        "mutants to choose from": planting.number_of_mutants(),
+        "mutants tried": len(fates),
+        "found": f"{killed} ({killed / max(1, len(fates)):.1%})",
+        "functions with a mutant": len({(one.mutant.module, one.mutant.function) for one in fates}),
+        "found by": dict(Counter(one.found for one in fates if one.found is not None)),
+        "kinds": [{"kind": kind, "tried": kinds[kind], "found": kinds[kind] - alive[kind]} for kind in sorted(kinds)],
+        "survivors": [
+            {"mutant": one.mutant.name, "why nothing changes": EQUIVALENT.get(one.mutant.name, "unknown")}
+            for one in survivors
+        ],
+    }

@@ -1,0 +1,101 @@
+"""Puts mutants in the place of the functions that they are made of, in this process."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import random
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+from unittest import mock
+
+from triton.runtime import interpreter as stock
+
+from septr_fast import folding
+from trust.mutators import Mutant, mutants, planted
+
+KERNELS = Path(__file__).resolve().parent.parent.parent / "kernels"
+FOLDING = "folding"
+
+
+def functions() -> dict[tuple[str, str], ast.FunctionDef]:
+    """The functions that faults are planted in: what runs on a GPU, and the folding; by module and name."""
+    sources = {path.stem: path.read_text(encoding="utf-8") for path in sorted(KERNELS.glob("*.py"))}
+    sources[FOLDING] = inspect.getsource(folding)
+    return {
+        (module, node.name): node
+        for module, source in sources.items()
+        for node in ast.parse(source).body
+        if isinstance(node, ast.FunctionDef) and (module == FOLDING or _on_gpu(node))
+    }
+
+
+def _on_gpu(function: ast.FunctionDef) -> bool:
+    return any(ast.unparse(decorator) == "triton.jit" for decorator in function.decorator_list)
+
+
+def chosen(count: int) -> list[Mutant]:
+    """`count` of all mutants: one of each function, then one of each kind of fault in turn, drawn at random."""
+    everything = [mutant for (module, _), node in functions().items() for mutant in mutants(module, node)]
+    random.Random(20221107).shuffle(everything)
+    first: dict[tuple[str, str], Mutant] = {}
+    for mutant in everything:
+        first.setdefault((mutant.module, mutant.function), mutant)
+    taken = list(first.values())
+    rest = [mutant for mutant in everything if first[mutant.module, mutant.function] is not mutant]
+    turns: Counter[str] = Counter()
+    order = []
+    for mutant in rest:
+        order.append((turns[mutant.kind], mutant.kind, len(order)))
+        turns[mutant.kind] += 1
+    return [*taken, *(rest[index] for *_, index in sorted(order))][:count]
+
+
+def number_of_mutants() -> int:
+    """How many faults there are to choose from."""
+    return sum(1 for (module, _), node in functions().items() for _ in mutants(module, node))
+
+
+def target(module: str, name: str) -> Any:
+    """The function in use: an interpreted one of a kernel's module, or one of `folding`."""
+    owner = folding if module == FOLDING else importlib.import_module(f"septr_fast.kernels.{module}")
+    return getattr(owner, name)
+
+
+@contextmanager
+def applied(mutant: Mutant) -> Iterator[None]:
+    """Let the mutant run wherever its function is called."""
+    function = target(mutant.module, mutant.function)
+    changed = planted(functions()[mutant.module, mutant.function], mutant)
+    if isinstance(function, stock.InterpretedFunction):
+        function.rewrite()
+        source = ast.unparse(changed) + "\n"
+        rewritten = function.rewriter._compile_and_exec(function.rewriter._transform_ast(source))
+        with mock.patch.dict(function.rewritten_fn, {function.fn: rewritten}):
+            yield
+        return
+    names: dict[str, Any] = {}
+    module = ast.Module([ast.ImportFrom("__future__", [ast.alias("annotations")], 0), changed], [])
+    exec(compile(ast.fix_missing_locations(module), "mutant", "exec"), dict(function.__globals__), names)
+    code: FunctionType = names[mutant.function]
+    with mock.patch.object(function, "__code__", code.__code__):
+        yield
+
+
+@contextmanager
+def called() -> Iterator[set[tuple[str, str]]]:
+    """The kernels' functions that are called inside, by module and name."""
+    seen: set[tuple[str, str]] = set()
+    rewrite = stock.InterpretedFunction.rewrite
+
+    def noting(self: Any) -> Any:
+        seen.add((self.fn.__module__.rpartition(".")[2], self.fn.__name__))
+        return rewrite(self)
+
+    with mock.patch.object(stock.InterpretedFunction, "rewrite", noting):
+        yield seen
