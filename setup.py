@@ -35,6 +35,7 @@ setup(
         "audio": audio,
         "predict": predict,
         "report": report,
+        "explain": [*predict, *report],
         "train": train,
         "hub": hub,
         "onnx": onnx,

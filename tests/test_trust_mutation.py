@@ -1,0 +1,167 @@
+"""Mutants: which faults are planted, that they act and are taken out again, and that each fate is told apart."""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from trust import killing, mutation, planting
+from trust.equivalent import EQUIVALENT
+from trust.killing import Case, Profile
+from trust.mutators import Mutant, mutants, planted
+from trust.outcome import silent
+
+from septr_fast import folding
+from septr_fast.reference import Transformer
+
+SOURCE = '''
+@triton.jit
+def kernel(ptr, out_ptr, strides, SIZE: tl.constexpr):
+    """Text."""
+    offs = tl.arange(0, 16).to(tl.int64)
+    x = tl.load(ptr + offs * strides[0], mask=offs < SIZE, other=0.0)
+    for start in range(0, SIZE, 16):
+        x = x + start
+    if SIZE == 1:
+        x += tl.sum(x, 0)
+    tl.store(out_ptr + offs, tl.where(x > 0, x, -x))
+'''
+EXPECTED = {
+    "mask dropped": ["tl.load(ptr + offs * strides[0])"],
+    "other changed": ["tl.load(ptr + offs * strides[0], mask=offs < SIZE, other=1.0)"],
+    "other dropped": ["tl.load(ptr + offs * strides[0], mask=offs < SIZE)"],
+    "cast dropped": ["tl.arange(0, 16)"],
+    "bound": ["offs <= SIZE", "x >= 0"],
+    "condition": ["SIZE != 1"],
+    "axis": ["strides[1]", "tl.sum(x, 1)"],
+    "first round dropped": ["range(0 + 16, SIZE, 16)"],
+    "last round dropped": ["range(0, SIZE - 16, 16)"],
+    "function": ["tl.max(x, 0)"],
+    "branch of a choice dropped": ["x", "-x"],
+    "sign dropped": ["x"],
+    "statement dropped": ["", "", ""],
+    "constant": ["1.0"],
+}
+
+
+@pytest.fixture(autouse=True)
+def _on_a_cpu(device: torch.device) -> None:
+    if device.type != "cpu":
+        pytest.skip("mutants run in the interpreter")
+
+
+def function(source: str) -> ast.FunctionDef:
+    node = ast.parse(source).body[0]
+    assert isinstance(node, ast.FunctionDef)
+    return node
+
+
+def named(name: str) -> Mutant:
+    module, _, rest = name.partition(".")
+    node = planting.functions()[module, rest.partition(":")[0]]
+    return next(mutant for mutant in mutants(module, node) if mutant.name == name)
+
+
+def test_faults_of_every_kind() -> None:
+    found: dict[str, list[str]] = {}
+    for mutant in mutants("module", function(SOURCE)):
+        found.setdefault(mutant.kind, []).append(mutant.after)
+    assert {kind: sorted(found[kind]) for kind in EXPECTED} == {kind: sorted(after) for kind, after in EXPECTED.items()}
+    assert "x - start" in found["arithmetic"]
+    assert "17" in found["off by one"]
+
+
+def test_every_fault_is_another_source() -> None:
+    node = function(SOURCE)
+    sources = [ast.unparse(planted(node, mutant)) for mutant in mutants("module", node)]
+    assert len(set(sources)) == len(sources)
+    assert not any(source.startswith("@") or "Text" in source for source in sources)
+
+
+def test_names_are_unique() -> None:
+    names = [mutant.name for mutant in planting.chosen(mutation.LONG)]
+    assert len(names) == len(set(names)) == mutation.LONG
+
+
+def test_every_function_has_a_mutant() -> None:
+    chosen = {(mutant.module, mutant.function) for mutant in planting.chosen(mutation.LONG)}
+    assert chosen == set(planting.functions())
+
+
+def test_a_mutant_acts_and_is_taken_out() -> None:
+    transformer = Transformer(8, 2, 4, 8)
+    before = folding.fold_mlp(transformer).hidden_weight
+    with planting.applied(
+        named("folding.fold_mlp: arithmetic: weight * norm.weight.to(dtype) -> weight + norm.weight.to(dtype)")
+    ):
+        assert not torch.equal(folding.fold_mlp(transformer).hidden_weight, before)
+    assert torch.equal(folding.fold_mlp(transformer).hidden_weight, before)
+
+
+def profile(check: str) -> Profile:
+    """A case of the folding or of normalization, which runs by itself."""
+    case = next(case for case in killing.cases(full=False) if case.name.startswith(check))
+    return Profile(case, frozenset(), 0.0)
+
+
+def test_kernels_fault_is_found_by_a_case() -> None:
+    mutant = named("normalization.standardize: arithmetic: x - mean[:, None] -> x + mean[:, None]")
+    fate = mutation.fate(mutant, [profile("memory 0"), profile("passes on Triton 0")])
+    assert (fate.found, fate.by[:18]) == ("wrong result", "passes on Triton 0")
+
+
+def test_fates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mutation, "SECONDS", 3.0)
+    node = planting.functions()["folding", "accumulation_dtype"]
+    mutant = next(mutants("folding", node))
+    profiles = [Profile(Case("one", "a case", lambda: folding.accumulation_dtype(torch.float32)), frozenset(), 0.0)]
+    bodies = {
+        None: "return dtype",
+        "error": "return dtype.no_such_name",
+        "crash": "import os; os._exit(3)",
+        "no end": "while True: pass",
+    }
+    for expected, body in bodies.items():
+        changed = function(f"def accumulation_dtype(dtype):\n    {body}\n")
+        monkeypatch.setattr(planting, "planted", lambda *_, changed=changed: changed)
+        assert mutation.fate(mutant, profiles).found == expected
+
+
+def test_survivors_need_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    mutant = next(mutants("folding", planting.functions()["folding", "cast"]))
+    survivor, killed = mutation.Fate(mutant, None, "", 3), mutation.Fate(mutant, "error", "a case", 1)
+    assert mutation.judged([survivor], full=False).wrong == [f"survives: {mutant.name}"]
+    assert "expected 95%" in mutation.judged([survivor], full=True).wrong[1]
+    monkeypatch.setattr(mutation, "EQUIVALENT", {mutant.name: "a reason"})
+    assert mutation.judged([survivor], full=False).wrong == []
+    assert "said to be equivalent" in mutation.judged([killed], full=False).wrong[0]
+
+
+def test_reasons_are_of_mutants_that_are_tried() -> None:
+    assert set(EQUIVALENT) <= {mutant.name for mutant in planting.chosen(mutation.LONG)}
+
+
+def test_a_case_that_fails_by_itself_is_no_judge() -> None:
+    with pytest.raises(killing.FaultError, match="fails on code without a mutant"):
+        killing.profiled([Case("one", "a case", lambda: 1 // 0)], silent)
+
+
+def test_order_of_cases() -> None:
+    place = ("mlp", "load_bias")
+    calls = frozenset([place])
+    profiles = [Profile(Case(kind, f"{kind} {i}", lambda: None), calls, i) for kind in "ab" for i in (2, 1, 0)]
+    others = [replace(profiles[0], calls=frozenset())]
+    names = [one.case.name for one in mutation.ordered([*profiles, *others], place, Counter({"b 2": 1}))]
+    assert names == ["b 2", "a 0", "b 0", "a 1", "b 1", "a 2"]
+
+
+def test_short_form() -> None:
+    outcome = mutation.run(full=False, progress=silent)
+    assert outcome.wrong == []
+    assert outcome.tried == mutation.SHORT
