@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import attention_cases
 import pytest
 import torch
 from torch import nn
@@ -15,7 +16,19 @@ from test_goldens import BLOCKS, MODELS, assert_close, compare_summaries, hashed
 from septr_fast import SepTr, SepTrBlock, reference
 
 QUICK = {"model_floor_downsample", "model_single_head", "model_tiny"}
-"""Models that the interpreter runs in seconds, in small tiles; the others run in those of the tables."""
+"""Models that the interpreter runs in seconds, in small tiles; the others run in large ones, since its time goes by
+the number of tiles, and on a GPU in those of the tables."""
+
+LARGE = {
+    **attention_cases.tiles(block_q=128, block_k=128, block_c=256),
+    "normalize": launch.Config({"BLOCK_M": 512}),
+    "normalize_bwd": launch.Config({"BLOCK_L": 64, "SEQUENCES": 16}),
+    **{name: launch.Config({"BLOCK_M": 256, "BLOCK_H": 256}) for name in ("mlp_fwd", "mlp_fwd_wide", "mlp_bwd")},
+    "class_attention_fwd": launch.Config({"BLOCK_K": 128}),
+    "class_attention_bwd": launch.Config({"BLOCK_K": 128, "ROWS": 16}),
+    "low_rank_fwd": launch.Config({"BLOCK_Q": 128, "BLOCK_K": 128, "PARTS": 32}),
+    "low_rank_bwd": launch.Config({"BLOCK_Q": 128, "BLOCK_K": 128, "PARTS": 32}),
+}
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -23,7 +36,7 @@ def test_model(name: str, device: torch.device, request: pytest.FixtureRequest) 
     quick = name in QUICK
     if device.type == "cpu" and not quick and not request.config.getoption("--long"):
         pytest.skip("takes the interpreter minutes: --long")
-    with launch.override(TILES if quick else {}):
+    with launch.override(TILES if quick else LARGE if device.type == "cpu" else {}):
         compare_model(name, device)
 
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from trust import __main__ as command
 from trust import page, parts, planted, runner
 from trust.outcome import Outcome, Progress, silent
 
@@ -56,12 +57,20 @@ def test_every_part_says_what_it_is() -> None:
         parts.load("nothing")
 
 
+def test_parts_that_take_long_begin_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "RECORDS", tmp_path / "trust.json")
+    assert command.longest_first(["a", "b"]) == ["a", "b"]
+    page.RECORDS.write_text(json.dumps({"a": {"seconds": 3.0}, "b": {"seconds": 5.0}}), encoding="utf-8")
+    assert command.longest_first(["a", "b", "new"]) == ["new", "b", "a"]
+
+
 def test_page(tmp_path: Path) -> None:
     store, written = tmp_path / "trust.json", tmp_path / "trust.md"
     figures = {"places": 12345, "ratio": 1.23456, "of each": {"a | b": 2}, "rows": [{"x": "one", "y": 1}], "left": []}
     record = {"part": "second", "what": "Something.", "cannot": "The rest.", "seconds": 90.0}
-    page.keep({**record, "tried": 1000, "wrong": ["a wrong case"], "figures": figures}, store, written)
-    page.keep({**record, "part": "first", "tried": 7, "wrong": [], "figures": {}}, store, written)
+    kept = (store, written, tmp_path)
+    page.keep({**record, "tried": 1000, "wrong": ["a wrong case"], "figures": figures}, *kept)
+    page.keep({**record, "part": "first", "tried": 7, "wrong": [], "figures": {}}, *kept)
     text = written.read_text(encoding="utf-8")
     assert "1,007 cases in 2 parts, 1 wrong." in text
     assert "- a wrong case" in text
@@ -70,5 +79,58 @@ def test_page(tmp_path: Path) -> None:
         assert cell in text, cell
     assert text.index("## first") < text.index("## second")
     assert json.loads(store.read_text(encoding="utf-8"))["first"]["stamp"]["versions"]["torch"]
-    page.keep({**record, "tried": 1, "wrong": [], "figures": {}}, store, written)
+    page.keep({**record, "tried": 1, "wrong": [], "figures": {}}, *kept)
     assert "8 cases in 2 parts, 0 wrong." in written.read_text(encoding="utf-8")
+
+
+CHECK = {
+    "stage": "check",
+    "tiny": False,
+    "stamp": {
+        "device": "NVIDIA Imaginary 9000",
+        "kind": "cuda",
+        "cores": 16,
+        "versions": {"torch": "2.13.0", "triton": "3.6.0", "einops": None},
+        "commit": "0123456789ab",
+        "date": "2026-11-20T10:00:00+00:00",
+    },
+    "results": {
+        "repeat": [{"pass": "a pass", "runs": 1000, "different": 2}, {"pass": "another", "runs": 1000, "different": 0}],
+        "stream": True,
+        "errors": {"graphs": "Traceback\nRuntimeError: of the graphs\n"},
+    },
+    "left_out": ["sanitize: compute-sanitizer is not installed"],
+}
+
+
+def test_page_shows_what_was_checked_on_a_gpu(tmp_path: Path) -> None:
+    """In place of the sentence that nothing was; rehearsals, other stages and broken files are passed over."""
+    others = {
+        "rehearsed": {**CHECK, "tiny": True},
+        "of a processor": {**CHECK, "stamp": {**CHECK["stamp"], "kind": "cpu"}},
+        "bench": {**CHECK, "stage": "bench"},
+        "list": [CHECK],
+    }
+    for name, content in others.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    (tmp_path / "broken.json").write_text("{", encoding="utf-8")
+    record = {"part": "first", "seconds": 90.0, "tried": 1, "wrong": [], "figures": {}}
+    paths = (tmp_path / "trust.records", tmp_path / "trust.md", tmp_path)
+    page.keep(record, *paths)
+    assert "are untested here" in paths[1].read_text(encoding="utf-8")
+    later = {**CHECK["stamp"], "device": "NVIDIA Imaginary 9001", "date": "2026-11-21T10:00:00+00:00"}
+    (tmp_path / "a later one.json").write_text(json.dumps({**CHECK, "stamp": later}), encoding="utf-8")
+    (tmp_path / "check.json").write_text(json.dumps(CHECK), encoding="utf-8")
+    page.keep(record, *paths)
+    text = paths[1].read_text(encoding="utf-8")
+    assert "are untested here" not in text
+    assert text.index("### NVIDIA Imaginary 9000") < text.index("### NVIDIA Imaginary 9001") < text.index("## first")
+    assert text.count("### NVIDIA") == 2
+    for shown in (
+        "torch 2.13.0, triton 3.6.0; commit 0123456789ab; 2026-11-20.",
+        "| runs of 2 passes, bit for bit | 2,000 | 2 |",
+        "- 2 of 1000 runs differ: a pass",
+        "- graphs: RuntimeError: of the graphs",
+        "- sanitize: compute-sanitizer is not installed",
+    ):
+        assert shown in " ".join(text.split()), shown

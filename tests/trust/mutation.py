@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import io
 import multiprocessing
 import os
@@ -107,6 +108,7 @@ def fate(mutant: Mutant, cases: Sequence[Profile]) -> Fate:
 
 def _try(mutant: Mutant, cases: Sequence[Profile], sender: Connection) -> None:
     """Tell the name of each case when it begins, then how the mutant was found, if it was, and None at the end."""
+    faulthandler.disable()
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
@@ -154,7 +156,7 @@ def _figures(fates: Sequence[Fate], survivors: Sequence[Fate], killed: int) -> d
     kinds = Counter(one.mutant.kind for one in fates)
     alive = Counter(one.mutant.kind for one in survivors)
     return {
-        "mutants to choose from": planting.number_of_mutants(),
+        "mutants to choose from": len(planting.everything()),
         "mutants tried": len(fates),
         "found": f"{killed} ({killed / max(1, len(fates)):.1%})",
         "functions with a mutant": len({(one.mutant.module, one.mutant.function) for one in fates}),

@@ -190,7 +190,7 @@ def _axes(parent: ast.AST, node: ast.AST, _: set[str]) -> Iterator[Change]:
 def _integers(parent: ast.AST, node: ast.AST, _: set[str]) -> Iterator[Change]:
     if _is_integer(node) and not isinstance(parent, ast.Subscript) and not _is_axis(parent, node):
         yield "off by one", ast.Constant(node.value + 1)  # type: ignore[attr-defined]
-    if isinstance(node, ast.Constant) and isinstance(node.value, float):
+    if isinstance(node, ast.Constant) and isinstance(node.value, float) and not _is_other(parent):
         yield "constant", ast.Constant(2 * node.value if node.value else 1.0)
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         yield "sign dropped", node.operand
@@ -291,6 +291,11 @@ def _called(node: ast.Call) -> str:
 
 def _is_integer(node: ast.AST) -> bool:
     return isinstance(node, ast.Constant) and type(node.value) is int
+
+
+def _is_other(parent: ast.AST) -> bool:
+    """Whether a number stands for what is outside of a mask, for which there is an operator."""
+    return isinstance(parent, ast.keyword) and parent.arg == "other"
 
 
 def _is_axis(parent: ast.AST, node: ast.AST) -> bool:

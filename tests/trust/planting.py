@@ -9,6 +9,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -23,6 +24,7 @@ KERNELS = Path(__file__).resolve().parent.parent.parent / "kernels"
 FOLDING = "folding"
 
 
+@cache
 def functions() -> dict[tuple[str, str], ast.FunctionDef]:
     """The functions that faults are planted in: what runs on a GPU, and the folding; by module and name."""
     sources = {path.stem: path.read_text(encoding="utf-8") for path in sorted(KERNELS.glob("*.py"))}
@@ -39,26 +41,26 @@ def _on_gpu(function: ast.FunctionDef) -> bool:
     return any(ast.unparse(decorator) == "triton.jit" for decorator in function.decorator_list)
 
 
+@cache
+def everything() -> tuple[Mutant, ...]:
+    """All mutants of all functions."""
+    return tuple(mutant for (module, _), node in functions().items() for mutant in mutants(module, node))
+
+
 def chosen(count: int) -> list[Mutant]:
     """`count` of all mutants: one of each function, then one of each kind of fault in turn, drawn at random."""
-    everything = [mutant for (module, _), node in functions().items() for mutant in mutants(module, node)]
-    random.Random(20221107).shuffle(everything)
+    drawn = list(everything())
+    random.Random(20221107).shuffle(drawn)
     first: dict[tuple[str, str], Mutant] = {}
-    for mutant in everything:
+    for mutant in drawn:
         first.setdefault((mutant.module, mutant.function), mutant)
-    taken = list(first.values())
-    rest = [mutant for mutant in everything if first[mutant.module, mutant.function] is not mutant]
     turns: Counter[str] = Counter()
-    order = []
-    for mutant in rest:
-        order.append((turns[mutant.kind], mutant.kind, len(order)))
-        turns[mutant.kind] += 1
-    return [*taken, *(rest[index] for *_, index in sorted(order))][:count]
-
-
-def number_of_mutants() -> int:
-    """How many faults there are to choose from."""
-    return sum(1 for (module, _), node in functions().items() for _ in mutants(module, node))
+    later = []
+    for mutant in drawn:
+        if first[mutant.module, mutant.function] is not mutant:
+            later.append((turns[mutant.kind], mutant.kind, mutant.name, mutant))
+            turns[mutant.kind] += 1
+    return [*first.values(), *(mutant for *_, mutant in sorted(later, key=lambda turn: turn[:3]))][:count]
 
 
 def target(module: str, name: str) -> Any:
@@ -82,9 +84,13 @@ def applied(mutant: Mutant) -> Iterator[None]:
     names: dict[str, Any] = {}
     module = ast.Module([ast.ImportFrom("__future__", [ast.alias("annotations")], 0), changed], [])
     exec(compile(ast.fix_missing_locations(module), "mutant", "exec"), dict(function.__globals__), names)
-    code: FunctionType = names[mutant.function]
-    with mock.patch.object(function, "__code__", code.__code__):
+    mutated: FunctionType = names[mutant.function]
+    code = function.__code__
+    function.__code__ = mutated.__code__
+    try:
         yield
+    finally:
+        function.__code__ = code
 
 
 @contextmanager
