@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrize, prune
 
 from benchmarks.shapes import SMALL
-from septr_fast import SepTr
+from septr_fast import SepTr, reference
 
 CONFIG = {**SMALL["wide"], "channels": 3}
 Change = Callable[[nn.Module], object]
@@ -123,6 +123,28 @@ def test_dropout_modules_are_asked(name: str) -> None:
         assert not torch.allclose(model(x), dropped)
 
 
+@pytest.mark.parametrize("place", ["attention's output", "hidden layer", "MLP's output"])
+def test_each_dropout_module_is_asked(place: str) -> None:
+    """One of the three in training, dropping all; the others in evaluation, as is the model."""
+    config = {**SMALL["wide"], "dropout_tr": 0.2}
+    expected, model = pair(config)
+    x = spectrograms(config, batch=2)
+    with torch.no_grad():
+        undropped = model.eval()(x)
+        for module in (expected.eval(), model):
+            for sublayers in (one.layers[0] for one in module.modules() if isinstance(one, reference.Transformer)):
+                net = sublayers[1].fn.net
+                modules = {
+                    "attention's output": sublayers[0].fn.to_out[1],
+                    "hidden layer": net[2],
+                    "MLP's output": net[4],
+                }
+                modules[place].p = 1.0
+                modules[place].train()
+        assert relative_error(model(x), expected(x)) < 1e-12
+        assert not torch.allclose(model(x), undropped)
+
+
 def test_a_single_full_head_drops_nothing_of_its_attention() -> None:
     """As the original: there is no output projection, and so no dropout behind it."""
     config = {**SMALL["single full head"], "dropout_tr": 1.0}
@@ -134,6 +156,13 @@ def test_a_single_full_head_drops_nothing_of_its_attention() -> None:
 
 class Adapter(nn.Linear):
     """As low-rank adapters do: a layer with a weight, and a forward of its own."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + 1
+
+
+class OtherMlp(reference.FeedForward):
+    """With the layers of an MLP, which it does not use alone."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x) + 1
@@ -155,7 +184,10 @@ REPLACED: list[tuple[str, Change]] = [
     ("net.1: expected the exact GELU", lambda m: setattr(transformer(m).layers[0][1].fn.net[1], "approximate", "tanh")),
     ("net.2: expected Dropout", lambda m: transformer(m).layers[0][1].fn.net.__setitem__(2, nn.AlphaDropout())),
     ("norm: expected LayerNorm", lambda m: setattr(transformer(m).layers[0][1], "norm", nn.RMSNorm(12))),
+    ("net.3: expected Linear", lambda m: transformer(m).layers[0][1].fn.net.__setitem__(3, Adapter(16, 12))),
+    ("net.4: expected Dropout", lambda m: transformer(m).layers[0][1].fn.net.__setitem__(4, nn.AlphaDropout())),
     ("attention: expected Attention", lambda m: setattr(transformer(m).layers[0][0], "fn", nn.Identity())),
+    ("MLP: expected FeedForward", lambda m: setattr(transformer(m).layers[0][1], "fn", OtherMlp(12, 16, 0.0))),
 ]
 
 

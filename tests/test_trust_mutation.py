@@ -111,7 +111,8 @@ def profile(check: str) -> Profile:
 
 
 def test_kernels_fault_is_found_by_a_case() -> None:
-    mutant = named("normalization.standardize: arithmetic: y - (tl.sum(y, 1) / WIDTH)[:, None] -> y + (tl.sum(y, 1) / WIDTH)[:, None]")
+    centred = "y - (tl.sum(y, 1) / WIDTH)[:, None]"
+    mutant = named(f"normalization.standardize: arithmetic: {centred} -> {centred.replace('-', '+')}")
     fate = mutation.fate(mutant, [profile("memory 0"), profile("passes on Triton 0")])
     assert (fate.found, fate.by[:18]) == ("wrong result", "passes on Triton 0")
 
@@ -136,11 +137,15 @@ def test_fates(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_survivors_need_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     mutant = next(mutants("folding", planting.functions()["folding", "cast"]))
     survivor, killed = mutation.Fate(mutant, None, "", 3), mutation.Fate(mutant, "error", "a case", 1)
-    assert mutation.judged([survivor], full=False).wrong == [f"survives: {mutant.name}"]
-    assert "expected 95%" in mutation.judged([survivor], full=True).wrong[1]
+    few = "0 of 1 mutants are found, expected"
+    assert mutation.judged([survivor], full=True).wrong == [f"survives: {mutant.name}", f"{few} 95%"]
+    assert mutation.judged([survivor], full=False).wrong == [f"{few} 75%"]
+    assert mutation.judged([survivor, *20 * [killed]], full=False).wrong == []
     monkeypatch.setattr(mutation, "EQUIVALENT", {mutant.name: "a reason"})
-    assert mutation.judged([survivor], full=False).wrong == []
-    assert "said to be equivalent" in mutation.judged([killed], full=False).wrong[0]
+    assert (
+        mutation.judged([survivor, *20 * [killed]], full=True).wrong[0].startswith("said to be equivalent, but found")
+    )
+    assert mutation.judged([survivor], full=True).wrong == [f"{few} 95%"]
 
 
 def test_reasons_are_of_mutants_that_are_tried() -> None:

@@ -29,9 +29,9 @@ WHAT = (
 CANNOT = "Faults of several places at once, of launchers and tables, and whether a listed survivor's reason is true."
 
 LONG, SHORT = 400, 14
-SHARE = 0.95
+SHARE, SHORT_SHARE = 0.95, 0.75
 """Of mutants that have to be found."""
-CASES = 60
+CASES, SHORT_CASES = 60, 12
 """A mutant is run through at most so many, of all kinds in turn."""
 SECONDS = 120.0
 """After which a case is taken not to end; whole cases take a few."""
@@ -57,27 +57,38 @@ class Fate:
 def run(full: bool, progress: Progress) -> Outcome:
     """Plant mutants one after another, each in a process of its own."""
     profiles = killing.profiled(list(killing.cases(full)), progress)
-    mutants = planting.chosen(LONG)
+    mutants, most = planting.chosen(LONG), CASES
+    if not full:
+        mutants, most = mutants[:: LONG // SHORT][:SHORT], SHORT_CASES
     kills: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     fates = []
-    for mutant in mutants if full else mutants[:: len(mutants) // SHORT][:SHORT]:
+    for mutant in mutants:
         place = mutant.module, mutant.function
-        fates.append(fate(mutant, ordered(profiles, place, kills[place])))
+        fates.append(fate(mutant, ordered(profiles, place, kills[place], most)))
         if fates[-1].found is not None:
             kills[place][fates[-1].by] += 1
         progress(1)
     return judged(fates, full)
 
 
-def ordered(profiles: Sequence[Profile], place: tuple[str, str], kills: Counter[str]) -> list[Profile]:
-    """Cases that call a function: first those that found most faults in it, then the quickest of each kind in turn."""
+def ordered(
+    profiles: Sequence[Profile], place: tuple[str, str], kills: Counter[str], most: int = CASES
+) -> list[Profile]:
+    """Cases that call a function: those that found most faults in it, then the quickest of each kind in turn.
+
+    Args:
+        profiles: of all cases.
+        place: module and name of the function.
+        kills: how many of its mutants were found, by the names of cases.
+        most: cases to give.
+    """
     able = sorted((profile for profile in profiles if place in profile.calls), key=lambda profile: profile.seconds)
     turns: Counter[str] = Counter()
     turn = {}
     for profile in able:
         turn[profile.case.name] = turns[profile.case.kind]
         turns[profile.case.kind] += 1
-    chosen = sorted(able, key=lambda profile: turn[profile.case.name])[:CASES]
+    chosen = sorted(able, key=lambda profile: turn[profile.case.name])[:most]
     return sorted(chosen, key=lambda profile: -kills[profile.case.name])
 
 
@@ -138,17 +149,19 @@ def _found(profile: Profile) -> str | None:
 
 
 def judged(fates: Sequence[Fate], full: bool) -> Outcome:
-    """What is wrong, and figures."""
+    """What is wrong, and figures; in the short form, with few cases, survivors need no reason."""
     survivors = [one for one in fates if one.found is None]
-    killed = len(fates) - len(survivors)
-    wrong = [f"survives: {one.mutant.name}" for one in survivors if one.mutant.name not in EQUIVALENT]
+    killed, share = len(fates) - len(survivors), SHARE if full else SHORT_SHARE
+    wrong = []
+    if full:
+        wrong += [f"survives: {one.mutant.name}" for one in survivors if one.mutant.name not in EQUIVALENT]
     wrong += [
         f"said to be equivalent, but found by {one.by}: {one.mutant.name}"
         for one in fates
         if one.found is not None and one.mutant.name in EQUIVALENT
     ]
-    if full and killed < SHARE * len(fates):
-        wrong.append(f"{killed} of {len(fates)} mutants are found, expected {SHARE:.0%}")
+    if killed < share * len(fates):
+        wrong.append(f"{killed} of {len(fates)} mutants are found, expected {share:.0%}")
     return Outcome(len(fates), wrong, _figures(fates, survivors, killed))
 
 

@@ -28,6 +28,7 @@ JUSTIFIED = {
     "tests/test_ecosystem.py": "copies of a model by pickle, of its own making",
     "tests/training_runs.py": "a state that the test itself has saved",
     "tests/trust/model_life.py": "copies of a model by pickle, of its own making",
+    "tests/trust/planting.py": "compiles functions of the project with a fault in them",
     "tests/trust/wrong_files.py": "writes an array of objects that must be refused",
     "tests/trust/offline.py": "shows that a pickle would be seen",
 }
