@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
@@ -33,3 +35,19 @@ def make_importable() -> None:
         sys.path.insert(0, str(ROOT))
     if not any(isinstance(finder, _Kernels) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Kernels())
+
+
+def prepare(device: str) -> None:
+    """Make this checkout and the modules of its tests importable, and choose between compiler and mended interpreter.
+
+    Args:
+        device: "cuda", where kernels are compiled, or "cpu".
+    """
+    make_importable()
+    if str(ROOT / "tests") not in sys.path:
+        sys.path.insert(1, str(ROOT / "tests"))
+    if device.startswith("cuda"):
+        os.environ.pop("TRITON_INTERPRET", None)
+        return
+    os.environ["TRITON_INTERPRET"] = "1"
+    importlib.import_module("interpreter").install()

@@ -1,36 +1,36 @@
-"""Whether the kernels are right on this device: the tests, the same bits in every run, graphs and streams."""
+"""Whether the kernels are right on this device.
+
+The parts, each with what it finds in the file's `results`: `replay`, the tests that take a device, compiled; `repeat`,
+the same bits in every run; `graphs`, the same bits from replayed CUDA graphs; `stream`, and on a stream beside a busy
+one; `configurations`, every launch configuration alone; `corpus`, drawn cases; `sanitize`, a step under
+`compute-sanitizer`. `errors` holds the traceback of a part that could not run. `benchmarks.gpu_figures` reads it all.
+"""
 
 from __future__ import annotations
 
 import copy
-import json
-import os
-import signal
-import subprocess
-import sys
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+import traceback
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from septr_fast.kernels import launch
 from torch import Tensor
 
-from benchmarks.bare import ROOT
+from benchmarks import gpu_figures
+from benchmarks.gpu_configurations import configurations
+from benchmarks.gpu_corpus import corpus
+from benchmarks.gpu_replay import replay
+from benchmarks.gpu_sanitize import sanitize
 from benchmarks.graphs import captured
+from benchmarks.shapes import FEW_TOKENS
 from benchmarks.timing import Budget
 from septr_fast import SepTr
 from septr_fast.workloads import Workload, workloads
 
-REPLAY_SHARE = 0.6
-"""Of the stage's time."""
-
 REPEATS = {torch.bfloat16: 1000, torch.float16: 100, torch.float32: 100}
-TINY = {"input_size": (2, 2), "depth": 1, "heads": 2, "dim_head": 8, "dim": 16, "mlp_dim": 16}
-TINY_TESTS = ["tests/test_kernel_normalization.py", "-k", "no_tokens or too_many_features"]
 TINY_TILES = {
     "low_rank_fwd": launch.Config({"BLOCK_Q": 16, "BLOCK_K": 16, "PARTS": 1}),
     "low_rank_bwd": launch.Config({"BLOCK_Q": 16, "BLOCK_K": 16, "PARTS": 1}),
@@ -38,79 +38,59 @@ TINY_TILES = {
 """Few programs, for the interpreter."""
 
 
-def measure(device: torch.device, tiny: bool, budget: Budget, out: Path) -> dict[str, Any]:
-    """All checks on `device`; `passed` tells whether nothing failed."""
-    results: dict[str, Any] = {"replay": replay(device, tiny, budget, out)}
-    with launch.override(TINY_TILES if tiny else {}):
-        results["repeat"] = repeat(device, tiny, budget)
-        if device.type == "cuda":
-            results["graphs"] = graphs(device, tiny)
-            results["stream"] = other_stream(device, tiny)
-        else:
-            budget.left_out += ["graphs: they need a CUDA device", "stream: it needs a CUDA device"]
-    counts = results["replay"]["counts"]
-    right = [not counts.get("failed") and bool(counts.get("passed")), not results["replay"]["unfinished"]]
-    right += [not entry["different"] for entry in results["repeat"]]
-    right += [*results.get("graphs", {}).values(), results.get("stream", True)]
-    return {**results, "passed": all(right)}
+class Part(NamedTuple):
+    """A part of the stage.
+
+    Attributes:
+        run: what finds its results, from the device, whether shapes are tiny, a budget and the folder for logs.
+        share: of the stage's time, in relation to those of the other parts.
+        needs_gpu: whether it cannot be rehearsed.
+    """
+
+    run: Callable[[torch.device, bool, Budget, Path], Any]
+    share: float
+    needs_gpu: bool = False
 
 
-def replay(device: torch.device, tiny: bool, budget: Budget, out: Path) -> dict[str, Any]:
-    """Run the tests that take a device, in several processes, and count how they end."""
-    texts = {path: path.read_text(encoding="utf-8") for path in sorted((ROOT / "tests").glob("test_*.py"))}
-    files = [str(path.relative_to(ROOT)) for path, text in texts.items() if "device: torch.device" in text]
-    parts = 1 if tiny else min(8, os.cpu_count() or 1)
-    limit = REPLAY_SHARE * budget.left
-    started = []
-    for part in range(parts):
-        outcomes = out / f"replay-{part}.jsonl"
-        outcomes.unlink(missing_ok=True)
-        options = ["--device", device.type, "--part", f"{part}/{parts}", "--outcomes", str(outcomes.resolve())]
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "benchmarks.replay", "-p", "no:cacheprovider", *options]
-        with (out / f"replay-{part}.log").open("w", encoding="utf-8") as log:
-            process = subprocess.Popen(
-                [*command, *(TINY_TESTS if tiny else files)],
-                cwd=ROOT,
-                env=_environment(device),
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        started.append((process, outcomes))
-    end = budget.left - limit
-    codes = [_finish(process, max(1.0, budget.left - end)) for process, _ in started]
-    found = [json.loads(line) for _, path in started if path.exists() for line in path.read_text().splitlines()]
-    unfinished = [f"part {part}: {_ending(code)}" for part, code in enumerate(codes) if code not in (0, 1)]
-    failures = [entry for entry in found if entry["outcome"] == "failed"]
-    return {"counts": Counter(entry["outcome"] for entry in found), "failures": failures, "unfinished": unfinished}
+PARTS = {
+    "replay": Part(replay, 5),
+    "repeat": Part(lambda device, tiny, budget, out: repeat(device, tiny, budget), 2),
+    "graphs": Part(lambda device, tiny, budget, out: graphs(device, tiny), 0.5, needs_gpu=True),
+    "stream": Part(lambda device, tiny, budget, out: other_stream(device, tiny), 0.5, needs_gpu=True),
+    "configurations": Part(lambda device, tiny, budget, out: configurations(device, tiny, budget), 3),
+    "corpus": Part(corpus, 2),
+    "sanitize": Part(sanitize, 2, needs_gpu=True),
+}
 
 
-def _environment(device: torch.device) -> dict[str, str]:
-    """What pytest needs: this checkout on the path, and no setting of another run."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "TRITON_INTERPRET"))}
-    path = os.pathsep.join(filter(None, [str(ROOT), kept.get("PYTHONPATH", "")]))
-    return {**kept, "PYTHONPATH": path, **({} if device.type == "cuda" else {"TRITON_INTERPRET": "1"})}
+def measure(
+    device: torch.device, tiny: bool, budget: Budget, out: Path, only: Collection[str] = tuple(PARTS)
+) -> dict[str, Any]:
+    """The parts called `only` on `device`; `passed` tells whether nothing failed.
 
-
-def _finish(process: subprocess.Popen[bytes], limit: float) -> int | None:
-    """The status of a process, which is ended after `limit` seconds; None then."""
-    try:
-        return process.wait(timeout=limit)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        return None
-
-
-def _ending(code: int | None) -> str:
-    return "out of time" if code is None else f"pytest ended with status {code}"
+    What a part leaves of its time goes to those behind it; what it raises is noted, and the others run.
+    """
+    results: dict[str, Any] = {}
+    chosen = [name for name in PARTS if name in only]
+    budget.left_out += [f"{name}: not asked for" for name in PARTS if name not in only]
+    for place, name in enumerate(chosen):
+        part, share = PARTS[name], PARTS[name].share / sum(PARTS[other].share for other in chosen[place:])
+        if part.needs_gpu and device.type != "cuda":
+            budget.left_out.append(f"{name}: it needs a CUDA device")
+            continue
+        try:
+            with launch.override(TINY_TILES if tiny else {}):
+                results[name] = part.run(device, tiny, budget.part(share), out)
+        except Exception:
+            results.setdefault("errors", {})[name] = traceback.format_exc()
+    return {**results, "passed": not gpu_figures.faults(results)}
 
 
 def repeat(device: torch.device, tiny: bool, budget: Budget) -> list[dict[str, Any]]:
     """Run every pass forward and backward many times; count the runs that differ in a bit."""
     found = []
     for dtype in (torch.float32,) if tiny else REPEATS:
-        for workload in workloads(TINY if tiny else {}, [dtype], 1, device):
+        for workload in workloads(FEW_TOKENS if tiny else {}, [dtype], 1, device):
             if tiny and workload.formulation in ("direct", "merged") and workload.shape.axis == "height":
                 continue
             if budget.allows(f"repeat {workload.name}", 20 if device.type == "cuda" else 0):
@@ -185,19 +165,9 @@ def other_stream(device: torch.device, tiny: bool) -> bool:
     return all(_same(one.grad, another.grad) for one, another in pairs)
 
 
-@contextmanager
-def _beside() -> Iterator[None]:
-    """On a stream of its own, between the default stream's work before and after."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        yield
-    torch.cuda.current_stream().wait_stream(stream)
-
-
 def _model(device: torch.device, tiny: bool) -> tuple[SepTr, list[Tensor]]:
     """The default model in bfloat16 on Triton, and three batches of spectrograms."""
-    config: dict[str, Any] = TINY if tiny else {}
+    config: dict[str, Any] = FEW_TOKENS if tiny else {}
     model = SepTr(**config, backend="triton").to(device, torch.bfloat16)
     size = config.get("input_size", (128, 128))
     return model, [torch.randn(2, 1, *size, device=device, dtype=torch.bfloat16) for _ in range(3)]
@@ -205,12 +175,5 @@ def _model(device: torch.device, tiny: bool) -> tuple[SepTr, list[Tensor]]:
 
 def summary(results: dict[str, Any]) -> str:
     """To read."""
-    replayed = results["replay"]
-    counts = ", ".join(f"{count} {outcome}" for outcome, count in replayed["counts"].items())
-    failed = [f"  {entry['test']}: {entry['reason'].splitlines()[-1]}" for entry in replayed["failures"]]
-    lines = [f"tests: {counts or 'none'}", *failed, *(f"  {text}" for text in replayed["unfinished"])]
-    lines += [f"{entry['different']} of {entry['runs']} runs differ: {entry['pass']}" for entry in results["repeat"]]
-    for name, right in {**results.get("graphs", {}), "another stream": results.get("stream")}.items():
-        if right is not None:
-            lines.append(f"{name}: {'the same bits' if right else 'OTHER BITS'}")
-    return "\n".join(lines)
+    lines = [f"{part.what}: {part.tried} tried, {part.wrong} wrong" for part in gpu_figures.parts(results)]
+    return "\n".join([*lines, *(f"  {fault}" for fault in gpu_figures.faults(results))])

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from benchmarks import gpu_figures
 from septr_fast.report import charts, page, static, tables
 from septr_fast.report.charts import Album, palette
 from septr_fast.report.groups import main_cases
@@ -35,7 +36,7 @@ def update(readme: Path, results: Path, drawing: bool) -> None:
     _, closed, after = rest.partition(END)
     if not (found and closed):
         raise ValueError(f"readme: expected the markers {START!r} and {END!r} in {readme}")
-    files = sorted(results.glob("*.json"))
+    files = [file for file in sorted(results.glob("*.json")) if not gpu_figures.is_check(gpu_figures.content(file))]
     if not files:
         raise ValueError(f"results: expected JSON files in {results}, found none")
     link = f"{results.relative_to(readme.parent).as_posix()}/"

@@ -58,6 +58,9 @@ IN_USE: dict[str, Config] = {
 }
 """Models as published code builds them."""
 
+FEW_TOKENS: Config = {"input_size": (2, 2), "depth": 1, "heads": 2, "dim_head": 8, "dim": 16, "mlp_dim": 16}
+"""What a rehearsal in the interpreter runs."""
+
 AUDIO_SECONDS = {
     "default": 1.0,
     "default, 64x64": 1.0,

@@ -24,6 +24,12 @@ class Budget:
         """Seconds that are left."""
         return self.end - time.monotonic()
 
+    def part(self, share: float) -> Budget:
+        """A budget of `share` of the seconds that are left; what is left out for want of them is noted here too."""
+        part = Budget(share * self.left)
+        part.left_out = self.left_out
+        return part
+
     def allows(self, what: str, seconds: float = 0.0) -> bool:
         """Whether there is time for `what`, which may take `seconds`; noted where there is not."""
         if self.left > seconds:

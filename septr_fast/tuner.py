@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from septr_fast.ahead import compile_ahead, sentence
 from septr_fast.candidates import OF_PASSES, neighbours
 from septr_fast.kernels import launch
-from septr_fast.kernels.launch import SHARED_MEMORY, Choice, Config, Launch
+from septr_fast.kernels.launch import Choice, Config, Launch
 from septr_fast.workloads import Workload
 
 FUSED = {"attention_form": Config({"FUSED": 1}, 1, 1)}
@@ -109,11 +109,11 @@ class Tuner:
         self.checked: list[_Checked] = []
         served = []
         for workload, larger in zip(workloads, large, strict=True):
-            choices, launches = self._dry_run(workload)
+            choices, launches = dry_run(workload, self.arch)
             choices = [choice for choice in choices if choice.name in kernels]
             if choices:
                 served.append((workload, larger, choices))
-                self._compile_all(launches)
+                compile_ahead(launches, device, jobs)
         self.checked = [_prepare(*one) for one in served]
 
     def choices(self) -> list[Choice]:
@@ -149,7 +149,7 @@ class Tuner:
         except Exception as error:
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
-            reason, seconds = _sentence(error), math.inf
+            reason, seconds = sentence(error), math.inf
         if reason:
             found.refused[_text(config)] = reason
         self.report(f"{found.choice.name}: {_text(config)}: {reason or f'{seconds * 1e6:.1f} µs'}")
@@ -161,20 +161,6 @@ class Tuner:
 
     def _users(self, choice: Choice) -> list[_Checked]:
         return [checked for checked in self.checked if choice in checked.choices]
-
-    def _dry_run(self, workload: Workload) -> tuple[list[Choice], list[Launch]]:
-        """What a workload chooses configurations by and launches, in either form of its attention."""
-        choices: list[Choice] = []
-        launches: list[Launch] = []
-        for form in ({}, FUSED):
-            with launch.record(self.arch) as recorded, launch.override(form), launch.capture() as captured:
-                try:
-                    workload.run()
-                except LookupError:
-                    continue
-            choices += captured.choices
-            launches += recorded
-        return list(dict.fromkeys(choices)), launches
 
     def _is_new(self, choice: Choice, config: Config, seen: set[str]) -> bool:
         """Whether a candidate can be launched and comes to anything else than those in `seen`, which it joins."""
@@ -206,30 +192,9 @@ class Tuner:
         if choice.name in OF_PASSES:
             return [(config, None) for config in configs]
         launches = [(config, launched) for config in configs for launched in self._dry(choice, config)]
-        reasons = self._compile_all([launched for _, launched in launches])
+        reasons = compile_ahead([launched for _, launched in launches], self.device, self.jobs)
         failed = {_text(config): reason for (config, _), reason in zip(launches, reasons, strict=True) if reason}
         return [(config, failed.get(_text(config))) for config in configs]
-
-    def _compile_all(self, launches: Sequence[Launch]) -> list[str | None]:
-        """Compile launches at the same time; why each of them cannot be run."""
-        if not self.jobs:
-            return [None] * len(launches)
-        distinct = {_signature(launched): launched for launched in launches}
-        with ThreadPoolExecutor(self.jobs) as pool:
-            reasons = dict(zip(distinct, pool.map(self._compile, distinct.values()), strict=True))
-        return [reasons[_signature(launched)] for launched in launches]
-
-    def _compile(self, launched: Launch) -> str | None:
-        """Compile one launch; why it cannot be run."""
-        try:
-            with torch.cuda.device(self.device):
-                compiled = launch.compile_only(launched)
-        except Exception as error:
-            return _sentence(error)
-        limit = SHARED_MEMORY[self.arch]
-        if compiled.metadata.shared > limit:
-            return f"{compiled.metadata.shared} bytes of shared memory, the limit is {limit}"
-        return None
 
     def _refusal(self, choice: Choice, config: Config) -> str | None:
         """What of a candidate's results is wrong, or None."""
@@ -259,6 +224,21 @@ class Tuner:
         return total
 
 
+def dry_run(workload: Workload, arch: int) -> tuple[list[Choice], list[Launch]]:
+    """What a workload chooses configurations by and launches on `arch`, in either form of its attention."""
+    choices: list[Choice] = []
+    launches: list[Launch] = []
+    for form in ({}, FUSED):
+        with launch.record(arch) as recorded, launch.override(form), launch.capture() as captured:
+            try:
+                workload.run()
+            except LookupError:
+                continue
+        choices += captured.choices
+        launches += recorded
+    return list(dict.fromkeys(choices)), launches
+
+
 def _trying(choice: Choice, config: Config) -> AbstractContextManager[None]:
     """Let `config` serve `choice`, and the kernel run that it is chosen for."""
     form = FUSED if choice.name == "fused_attention_fwd" else {}
@@ -276,21 +256,6 @@ def _again(launches: Sequence[Launch], device: torch.device) -> Callable[[], Non
             launch.run(launched, device)
 
     return run
-
-
-def _signature(launched: Launch) -> str:
-    """Most of what Triton compiles a kernel for; what this leaves out compiles at the first run."""
-
-    def kind(name: str, value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return value.dtype, value.data_ptr() % 16
-        if isinstance(value, tuple):
-            return tuple(kind(name, part) for part in value)
-        return (value == 1, value % 16) if isinstance(value, int) and not name.isupper() else value
-
-    return repr(
-        (launched.name, launched.config, [(name, kind(name, value)) for name, value in launched.arguments.items()])
-    )
 
 
 def _prepare(workload: Workload, large: Workload, choices: list[Choice]) -> _Checked:
@@ -324,8 +289,3 @@ def _text(config: Config) -> str:
     return ", ".join(
         [*(f"{name} {size}" for name, size in tiles.items()), f"{config.warps} warps, {config.stages} stages"]
     )
-
-
-def _sentence(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}"

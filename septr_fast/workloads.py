@@ -81,6 +81,11 @@ class Workload:
         """What `run` should give, computed in float64 on plain PyTorch."""
         return self._with({name: tensor.double() for name, tensor in self._operands().items()}).run("torch")
 
+    def redrawn(self) -> Workload:
+        """The same pass on other random operands."""
+        dtypes = self.cls_token.dtype, self.mlp.out_weight.dtype
+        return _draw(self.formulation, self.shape, *dtypes, len(self.tokens), self.tokens.device)
+
     def _operands(self) -> dict[str, Tensor]:
         own = {"tokens": self.tokens, "cls_token": self.cls_token, "pos_embedding": self.pos_embedding}
         if self.formulation == "low-rank":

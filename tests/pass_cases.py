@@ -190,6 +190,20 @@ def draw(
     return Case(kind, axis, heads, tensors, residual, class_only, tables)
 
 
+def sharpened(case: Case, factor: float = 20.0) -> Case:
+    """The same pass with queries `factor` times as large, so that scores lie far apart."""
+    names: dict[Kind, tuple[str, ...]] = {
+        Direct: ("qkv_weight", "qkv_bias"),
+        Merged: ("query_weight", "query_bias"),
+        LowRank: ("transformer.layers.0.0.fn.to_qkv.weight",),
+    }
+    tensors = dict(case.tensors)
+    for name in (f"attention.{name}" for name in names[case.kind]):
+        x = tensors[name] = tensors[name].clone()
+        x[: len(x) if case.kind is Merged else len(x) // 3] *= factor
+    return replace(case, tensors=tensors)
+
+
 def step(case: Case, backend: str, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
     """Results, and every operand's gradient, by name."""
     leaves = case.changed(lambda x: x.detach().requires_grad_())

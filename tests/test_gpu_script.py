@@ -15,8 +15,8 @@ import torch
 
 pytest.importorskip("triton")
 
-from benchmarks import cases, gpu_check, timing
-from benchmarks.gpu import SECONDS
+from benchmarks import cases, gpu_check, gpu_figures, gpu_replay, processes, timing
+from benchmarks.gpu import PARTS, SECONDS
 from benchmarks.stamp import commit, processor
 from septr_fast import tuned
 from septr_fast.report.results import load
@@ -77,9 +77,19 @@ def test_check(stages: dict[str, Any]) -> None:
     assert results["replay"] == {"counts": {"passed": 2}, "failures": [], "unfinished": []}
     assert {entry["pass"].split()[0] for entry in results["repeat"]} == {"low-rank", "direct", "class-only", "merged"}
     assert all(entry["runs"] == 1 and entry["different"] == 0 for entry in results["repeat"])
-    assert content["left_out"] == ["graphs: they need a CUDA device", "stream: it needs a CUDA device"]
+    (alone,) = results["configurations"]
+    assert (alone["kernel"], alone["wrong"]) == ("class_attention_fwd", [])
+    assert results["corpus"] == {
+        "cases": {"operators on Triton": 1, "passes on Triton": 1},
+        "wrong": [],
+        "unfinished": [],
+    }
+    need_gpu = ("graphs", "stream", "sanitize")
+    assert content["left_out"] == [f"{name}: it needs a CUDA device" for name in need_gpu]
+    assert set(results) | set(need_gpu) == set(PARTS)
     assert "left out: graphs" in text
-    assert "tests: 2 passed" in text
+    assert "tests of the kernels, compiled: 2 tried, 0 wrong" in text
+    assert tuple(gpu_check.PARTS) == PARTS
 
 
 def test_ceilings(stages: dict[str, Any]) -> None:
@@ -127,24 +137,22 @@ def test_replay_tells_failures(checkout: Path, tmp_path: Path, monkeypatch: pyte
         "def test_skipped(device: torch.device): pytest.skip('planted')\n"
         "def test_no_device(): raise ArithmeticError('not run')\n"
     )
-    monkeypatch.setattr(gpu_check, "ROOT", checkout)
-    monkeypatch.setattr(gpu_check, "TINY_TESTS", ["tests/test_planted.py"])
-    found = gpu_check.replay(CPU, True, timing.Budget(300), tmp_path)
+    for module in (gpu_replay, processes):
+        monkeypatch.setattr(module, "ROOT", checkout)
+    monkeypatch.setattr(gpu_replay, "TINY_TESTS", ["tests/test_planted.py"])
+    found = gpu_replay.replay(CPU, True, timing.Budget(300), tmp_path)
     assert found["counts"] == {"passed": 1, "failed": 1, "skipped": 1}
     (failure,) = found["failures"]
     assert failure["test"].endswith("test_planted.py::test_wrong")
     assert "ArithmeticError: planted" in failure["reason"]
     assert not found["unfinished"]
-    results = {"replay": found, "repeat": [{"pass": "a pass", "runs": 9, "different": 1}], "graphs": {"one": False}}
-    text = gpu_check.summary(results)
-    assert "tests/test_planted.py::test_wrong: " in text
-    assert "1 of 9 runs differ: a pass" in text
-    assert "one: OTHER BITS" in text
+    (told,) = gpu_figures.faults({"replay": found})
+    assert told.startswith("tests/test_planted.py::test_wrong: ")
 
 
 def test_a_process_out_of_time_is_ended() -> None:
     process = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(600)"], start_new_session=True)
-    assert gpu_check._finish(process, 0.1) is None
+    assert processes.finish(process, 0.1) is None
     assert process.poll() is not None
 
 
@@ -152,7 +160,10 @@ def test_budget() -> None:
     budget = timing.Budget(100)
     assert budget.allows("a thing", 50)
     assert not budget.allows("a long thing", 200)
-    assert budget.left_out == ["a long thing: no time"]
+    part = budget.part(0.25)
+    assert 20 < part.left <= 25
+    assert not part.allows("a part", 30)
+    assert budget.left_out == ["a long thing: no time", "a part: no time"]
 
 
 def test_calls_are_interleaved() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from pass_cases import TILES, Case, check, step
+from pass_cases import TILES, Case, check, sharpened, step
 from pass_cases import draw as draw_case
 from septr_fast.kernels import axis_pass, launch, low_rank_pass, passes
 from tolerance import assert_all_as_good
@@ -98,6 +98,18 @@ def test_attention_and_projections_in_one_kernel(
 @WITH_CLASS_ONLY
 def test_at_every_scale(form: dict[str, Any], scale: float, device: torch.device) -> None:
     check(draw(form, "width", device, residual=torch.bfloat16, scale=scale))
+
+
+@WITH_CLASS_ONLY
+def test_scores_far_apart(form: dict[str, Any], device: torch.device) -> None:
+    """Exponentials of scores less the highest: less any other, they overflow."""
+    rows, length = (4, 35) if form.get("class_only") else (2, 35)
+    check(sharpened(draw(form, "width", device, shape=(2, rows, length))))
+
+
+def test_scores_far_apart_in_one_kernel(device: torch.device) -> None:
+    with fused(True):
+        check(sharpened(draw(FORMS["merged"], "width", device, shape=(2, 2, 35))))
 
 
 def test_merged_without_a_projection_of_the_output(device: torch.device) -> None:

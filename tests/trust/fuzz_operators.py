@@ -1,8 +1,8 @@
-"""Checks of drawn operators and of passes on Triton against plain PyTorch and float64."""
+"""Checks of drawn operators and of passes on Triton against plain PyTorch and float64, on the default device."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +26,6 @@ from trust.judging import Results, Triple, judge
 ALL_FORMS = {**FORMS, "one head": Form(1, 1, True), "one merged head": Form(1, 1, False)}
 KINDS = {"direct": Direct, "merged": Merged, "low-rank": LowRank, "class-only": Direct}
 TILES = {**pass_cases.TILES, **attention_cases.tiles(), **normalization_cases.SMALL, **mlp_cases.SMALL}
-CPU = torch.device("cpu")
 
 
 def laid_out(values: Tensor, layout: str, axis: str = "width") -> Tensor:
@@ -42,15 +41,15 @@ def laid_out(values: Tensor, layout: str, axis: str = "width") -> Tensor:
     return arranged(values.transpose(1, 2), layout).transpose(1, 2) if axis == "height" else arranged(values, layout)
 
 
-def check_operator(case: OperatorCase) -> bool:
+def check_operator(case: OperatorCase, *, tiles: Mapping[str, launch.Config] = TILES) -> bool:
     """Judge an operator; whether more draws than one were needed."""
-    with launch.override(TILES):
+    with launch.override(tiles):
         return judge(lambda seed: operator_triple(case, seed), case.seed)
 
 
-def check_triton_pass(case: PassCase) -> bool:
+def check_triton_pass(case: PassCase, *, tiles: Mapping[str, launch.Config] = TILES) -> bool:
     """Judge a pass on Triton against the same in plain PyTorch."""
-    with launch.override(TILES):
+    with launch.override(tiles):
         return judge(lambda seed: pass_triple(case, seed), case.seed)
 
 
@@ -75,7 +74,7 @@ def _axis_attention(case: OperatorCase, seed: int) -> Triple:
     torch.manual_seed(seed)
     form = ALL_FORMS[case.form]
     shape, dtype = grid_shape(case.axis, case.shape), DTYPES[case.dtypes[1]]
-    drawn = attention_cases.draw(form, shape, case.dim, "cpu", dtype, case.scale)
+    drawn = attention_cases.draw(form, shape, case.dim, torch.get_default_device(), dtype, case.scale)
     inputs = Inputs(*(None if x is None else laid_out(x, case.layout, case.axis) for x in drawn))
     output_gradients = attention_cases.output_gradients(inputs, form.heads, case.axis)
     gradients = [laid_out(x, case.gradient_layout, case.axis) for x in output_gradients]
@@ -92,7 +91,8 @@ def _class_attention(case: OperatorCase, seed: int) -> Triple:
     torch.manual_seed(seed)
     residual, compute = (DTYPES[name] for name in case.dtypes)
     shape = (*grid_shape(case.axis, case.shape), case.dim)
-    drawn = class_attention_cases.draw(shape, case.axis, case.heads, CPU, compute, case.scale, residual)
+    device = torch.get_default_device()
+    drawn = class_attention_cases.draw(shape, case.axis, case.heads, device, compute, case.scale, residual)
     grid, pos, query, cls_hat = drawn
     of_pos = "sliced" if case.layout == "expanded" else case.layout
     inputs = (laid_out(grid, case.layout, case.axis), laid_out(pos, of_pos), query, laid_out(cls_hat, case.layout))
@@ -122,7 +122,8 @@ def _written_layout(case: OperatorCase) -> str:
 def _normalize(case: OperatorCase, seed: int) -> Triple:
     torch.manual_seed(seed)
     residual, compute = (DTYPES[name] for name in case.dtypes)
-    drawn = normalization_cases.draw((*case.shape, case.dim), CPU, residual, compute, case.scale, case.layout)
+    shape, device = (*case.shape, case.dim), torch.get_default_device()
+    drawn = normalization_cases.draw(shape, device, residual, compute, case.scale, case.layout)
     drawn = replace(drawn, grad_hat=arranged(drawn.grad_hat, case.gradient_layout))
     expected = normalization_cases.expected
     return normalization_cases.kernel(drawn, _written_layout(case)), expected(drawn, False), expected(drawn, True)
@@ -132,7 +133,8 @@ def _mlp(case: OperatorCase, seed: int) -> Triple:
     torch.manual_seed(seed)
     residual, compute = (DTYPES[name] for name in case.dtypes)
     shape = (*case.shape, case.dim)
-    drawn = mlp_cases.draw(shape, case.hidden, CPU, residual, compute, case.scale, case.layout)
+    device = torch.get_default_device()
+    drawn = mlp_cases.draw(shape, case.hidden, device, residual, compute, case.scale, case.layout)
     drawn = replace(drawn, grad_z=arranged(drawn.grad_z, case.gradient_layout))
     expected = mlp_cases.expected
     return mlp_cases.kernel(drawn, _written_layout(case)), expected(drawn, False), expected(drawn, True)
@@ -153,7 +155,7 @@ def pass_triple(case: PassCase, seed: int) -> Triple:
     drawn = pass_cases.draw(
         KINDS[case.formulation],
         case.axis,
-        CPU,
+        torch.get_default_device(),
         residual,
         compute,
         scale=case.scale,

@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import attention_cases
+import pass_cases
 import pytest
+import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.strategies import SearchStrategy
 from septr_fast.kernels import launch
 
+from septr_fast.folding import Direct, LowRank, Merged
 from trust import addressing, memory, planting
-from trust.fuzz_cases import OperatorCase, models, operators, passes
+from trust.fuzz_cases import FORMULATIONS, ModelCase, OperatorCase, PassCase, models, operators, passes
 from trust.fuzz_models import check_model, check_torch_pass
 from trust.fuzz_operators import TILES, check_triton_pass, operator_triple
 from trust.judging import FaultError, judge
@@ -24,6 +27,8 @@ from trust.outcome import Progress
 
 TESTS = Path(__file__).resolve().parent.parent
 OF_FOLDING = ("passes on PyTorch", "models on PyTorch", "tests of submodules")
+"""How the kinds of cases begin that test the folding."""
+CPU = torch.device("cpu")
 SLICES = attention_cases.tiles(block_c=16)
 """Configurations in which the features of a token are summed up in slices."""
 
@@ -33,7 +38,7 @@ class Case:
     """A check that raises where it finds a fault.
 
     Attributes:
-        kind: part of the corpus that it is out of.
+        kind: what it is a case of: cases of all kinds are taken in turn.
         name: of the check.
         check: without a value.
     """
@@ -60,19 +65,25 @@ class Profile:
 
 def cases(full: bool) -> Iterator[Case]:
     """Cases out of the parts that compare values, trace memory and, in the long form, spread tensors out."""
-    for kind, strategy, check, counts in (
+    for source, strategy, check, counts in (
         ("operators", operators(), _operator, (14, 150)),
-        ("passes on Triton", passes("triton"), check_triton_pass, (5, 80)),
+        ("passes on Triton", passes("triton"), _triton_pass, (5, 100)),
         ("passes on PyTorch", passes("torch"), check_torch_pass, (8, 60)),
         ("models on PyTorch", models("torch"), check_model, (2, 30)),
     ):
         for number, drawn in enumerate(_drawn(strategy, counts[full])):
-            yield Case(kind, f"{kind} {number}: {drawn}", partial(check, drawn))
+            yield Case(f"{source}: {_kind(drawn)}", f"{source} {number}: {drawn}", partial(check, drawn))
+    for kind, fused in (*((kind, 0) for kind in FORMULATIONS), ("merged", 1)) if full else ():
+        yield Case("scores far apart", f"scores far apart: {kind}, fused {fused}", partial(_sharp, kind, fused))
     for number in range(4 * len(memory.KINDS) if full else 2):
-        yield Case("memory", f"memory {number}", partial(_traced, number, orders=int(full)))
+        yield Case(
+            f"memory: {memory.KINDS[number % len(memory.KINDS)]}",
+            f"memory {number}",
+            partial(_traced, number, orders=int(full)),
+        )
     if not full:
         return
-    for moment in addressing.moments(rows=2, heads=2):
+    for moment in addressing.moments(rows=3, heads=3):
         for pointer, dimension in addressing.places(moment, every=True):
             name = f"addressing: {moment.name}, {pointer}, dimension {dimension}"
             yield Case("addressing", name, partial(_far, moment, pointer, dimension))
@@ -94,7 +105,7 @@ def profiled(all_cases: Sequence[Case], progress: Progress) -> list[Profile]:
                 case.check()
             except Exception as error:
                 raise FaultError(f"{case.name} fails on code without a mutant: {error}") from error
-        if case.kind in OF_FOLDING:
+        if case.kind.startswith(OF_FOLDING):
             calls = {key for key in planting.functions() if key[0] == planting.FOLDING}
         found.append(Profile(case, frozenset(calls), time.monotonic() - start))
         progress(0)
@@ -120,10 +131,35 @@ def _drawn(strategy: SearchStrategy[Any], count: int) -> list[Any]:
     return found
 
 
+def _kind(case: OperatorCase | PassCase | ModelCase) -> str:
+    """What a case is of and how it is padded."""
+    if isinstance(case, OperatorCase):
+        return f"{case.operator} {case.form}"
+    if isinstance(case, ModelCase):
+        return "all"
+    padded = "not" if case.padded is None else "along" if case.padded == case.axis else "across"
+    return f"{case.formulation}, padded {padded}"
+
+
 def _operator(case: OperatorCase) -> bool:
     """As in the fuzzing, every second attention in slices of features."""
     with launch.override({**TILES, **(SLICES if case.seed % 2 else {})}):
         return judge(lambda number: operator_triple(case, number), case.seed)
+
+
+def _triton_pass(case: PassCase) -> bool:
+    """As in the fuzzing, every second attention in one kernel with its projections."""
+    form = launch.Config({"FUSED": case.seed % 2})
+    return check_triton_pass(case, tiles={**TILES, "attention_form": form})
+
+
+def _sharp(kind: str, fused: int) -> None:
+    """A pass whose scores lie far apart."""
+    torch.manual_seed(0)
+    classes = {"direct": Direct, "merged": Merged, "low-rank": LowRank, "class-only": Direct}
+    case = pass_cases.draw(classes[kind], "width", CPU, shape=(2, 3, 35), class_only=kind == "class-only")
+    with launch.override({**TILES, "attention_form": launch.Config({"FUSED": fused})}):
+        pass_cases.check(pass_cases.sharpened(case))
 
 
 def _traced(number: int, orders: int) -> None:

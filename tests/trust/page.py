@@ -3,46 +3,58 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks import gpu_figures
 from benchmarks.stamp import ROOT, stamp
 from septr_fast.report.tables import markdown
 
 RECORDS = ROOT / "docs" / "trust.json"
 PAGE = ROOT / "docs" / "trust.md"
+RESULTS = ROOT / "benchmarks" / "results"
 
 HEAD = """# Trust
 
 What was tried to break `septr_fast`, how often, and how it came out. `make trust` runs everything and writes this
 page; a short form of each part is in `make test`. Edits by hand are lost."""
 
-LIMITS = """## What none of this finds
+INTERPRETED = (
+    """The kernels ran in Triton's interpreter, mended to round as a GPU does and to poison what is undefined."""
+)
 
-The kernels ran in Triton's interpreter, mended to round as a GPU does and to poison what is undefined. So races between
-the threads of a program and miscompilation of compiled kernels are untested here; `benchmarks/gpu.py --stage check` is
-for a GPU."""
+LIMITS = f"""## What none of this finds
+
+{INTERPRETED} So races between the threads of a program and miscompilation of compiled kernels are untested here;
+`benchmarks/gpu.py --stage check` is for a GPU."""
+
+ON_GPU = f"""## On a GPU
+
+{INTERPRETED} Compiled, on a GPU, they were tried by `benchmarks/gpu.py --stage check`; what it left out is untested
+there. Other GPUs, and other versions of Triton, are untested."""
 
 
-def keep(record: dict[str, Any], records: Path = RECORDS, page: Path = PAGE) -> None:
+def keep(record: dict[str, Any], records: Path = RECORDS, page: Path = PAGE, results: Path = RESULTS) -> None:
     """Put the record of a part in the place of its last one, and write the page anew.
 
     Args:
         record: of `trust.runner`: part, what, cannot, tried, wrong, figures and seconds.
         records: JSON file of all records.
         page: to write.
+        results: folder with the files of GPUs that were checked.
     """
     kept = json.loads(records.read_text(encoding="utf-8")) if records.exists() else {}
     kept[record["part"]] = {**record, "stamp": stamp(torch.device("cpu"))}
     records.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n", encoding="utf-8")
-    page.write_text(text(list(dict(sorted(kept.items())).values())), encoding="utf-8")
+    in_order = list(dict(sorted(kept.items())).values())
+    page.write_text(text(in_order, gpu_figures.checks(results)), encoding="utf-8")
 
 
-def text(records: list[dict[str, Any]]) -> str:
-    """The page of `records`."""
+def text(records: list[dict[str, Any]], checks: Sequence[dict[str, Any]] = ()) -> str:
+    """The page of `records`, and of `checks` of GPUs."""
     tried, wrong = (sum(record["tried"] for record in records), sum(len(record["wrong"]) for record in records))
     header = ("part", "tried", "wrong", "minutes", "what is tried", "what it cannot find")
     rows = [
@@ -57,15 +69,36 @@ def text(records: list[dict[str, Any]]) -> str:
         for record in records
     ]
     total = f"{tried:,} cases in {len(records)} parts, {wrong} wrong."
-    sections = [HEAD, total, markdown(header, rows), LIMITS, *(_section(record) for record in records)]
+    sections = [HEAD, total, markdown(header, rows), _compiled(checks), *(_section(record) for record in records)]
     return "\n\n".join(sections) + "\n"
 
 
-def _section(record: dict[str, Any]) -> str:
-    measured = record["stamp"]
+def _compiled(checks: Sequence[dict[str, Any]]) -> str:
+    """What was tried on GPUs, or that nothing was."""
+    return "\n\n".join([ON_GPU, *map(_checked, checks)]) if checks else LIMITS
+
+
+def _checked(check: dict[str, Any]) -> str:
+    results = check.get("results", {})
+    rows = [(part.what, f"{part.tried:,}", f"{part.wrong:,}") for part in gpu_figures.parts(results)]
+    blocks = [f"### {check['stamp']['device']}", _origin(check["stamp"])]
+    blocks += [markdown(("what is tried", "tried", "wrong"), rows)] if rows else []
+    wrong = gpu_figures.faults(results) + check.get("error", "").strip().splitlines()[-1:]
+    listed = {"Wrong": wrong, "Left out": check.get("left_out", [])}
+    blocks += [
+        "\n".join([f"{title}:", "", *(f"- {line}" for line in found)]) for title, found in listed.items() if found
+    ]
+    return "\n\n".join(blocks)
+
+
+def _origin(measured: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in measured["versions"].items() if version)
-    origin = f"Run on {measured['device']}, {measured['cores']} cores; {versions}; commit {measured['commit']}; "
-    parts = [f"## {record['part']}", origin + f"{measured['date'][:10]}."]
+    machine = f"Run on {measured['device']}, {measured['cores']} cores; {versions}; "
+    return f"{machine}commit {measured['commit']}; {measured['date'][:10]}."
+
+
+def _section(record: dict[str, Any]) -> str:
+    parts = [f"## {record['part']}", _origin(record["stamp"])]
     if record["wrong"]:
         parts.append("\n".join(["Wrong:", "", *(f"- {line}" for line in record["wrong"])]))
     return "\n\n".join([*parts, *_figures(record["figures"])])

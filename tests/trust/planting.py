@@ -6,7 +6,6 @@ import ast
 import importlib
 import inspect
 import random
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -48,19 +47,15 @@ def everything() -> tuple[Mutant, ...]:
 
 
 def chosen(count: int) -> list[Mutant]:
-    """`count` of all mutants: one of each function, then one of each kind of fault in turn, drawn at random."""
+    """`count` of all mutants: one of each function, then any, drawn at random."""
     drawn = list(everything())
     random.Random(20221107).shuffle(drawn)
     first: dict[tuple[str, str], Mutant] = {}
     for mutant in drawn:
         first.setdefault((mutant.module, mutant.function), mutant)
-    turns: Counter[str] = Counter()
-    later = []
-    for mutant in drawn:
-        if first[mutant.module, mutant.function] is not mutant:
-            later.append((turns[mutant.kind], mutant.kind, mutant.name, mutant))
-            turns[mutant.kind] += 1
-    return [*first.values(), *(mutant for *_, mutant in sorted(later, key=lambda turn: turn[:3]))][:count]
+    return [*first.values(), *(mutant for mutant in drawn if first[mutant.module, mutant.function] is not mutant)][
+        :count
+    ]
 
 
 def target(module: str, name: str) -> Any:
