@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,11 +42,13 @@ class Case:
         kind: what it is a case of: cases of all kinds are taken in turn.
         name: of the check.
         check: without a value.
+        like: what cases have in common that do alike: one of them is run to know it.
     """
 
     kind: str
     name: str
     check: Callable[[], object]
+    like: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,52 +67,55 @@ class Profile:
 
 
 def cases(full: bool) -> Iterator[Case]:
-    """Cases out of the parts that compare values, trace memory and, in the long form, spread tensors out."""
+    """In the long form cases of the parts that compare values, trace memory or spread tensors out; else passes alone."""
     for source, strategy, check, counts in (
-        ("operators", operators(), _operator, (14, 150)),
-        ("passes on Triton", passes("triton"), _triton_pass, (5, 100)),
+        ("operators", operators(), _operator, (0, 150)),
+        ("passes on Triton", passes("triton"), _triton_pass, (0, 100)),
         ("passes on PyTorch", passes("torch"), check_torch_pass, (8, 60)),
         ("models on PyTorch", models("torch"), check_model, (2, 30)),
     ):
-        for number, drawn in enumerate(_drawn(strategy, counts[full])):
+        for number, drawn in enumerate(_drawn(strategy, counts[full]) if counts[full] else ()):
             yield Case(f"{source}: {_kind(drawn)}", f"{source} {number}: {drawn}", partial(check, drawn))
-    for kind, fused in (*((kind, 0) for kind in FORMULATIONS), ("merged", 1)) if full else ():
-        yield Case("scores far apart", f"scores far apart: {kind}, fused {fused}", partial(_sharp, kind, fused))
-    for number in range(4 * len(memory.KINDS) if full else 2):
-        yield Case(
-            f"memory: {memory.KINDS[number % len(memory.KINDS)]}",
-            f"memory {number}",
-            partial(_traced, number, orders=int(full)),
-        )
+    change, length = (pass_cases.sharpened, 35) if full else (lambda case: case, 18)
+    for kind, fused in (*((kind, 0) for kind in FORMULATIONS), ("merged", 1)):
+        yield Case("whole passes", f"whole passes: {kind}, fused {fused}", partial(_whole, kind, fused, change, length))
     if not full:
         return
+    for number in range(4 * len(memory.KINDS)):
+        kind = f"memory: {memory.KINDS[number % len(memory.KINDS)]}"
+        yield Case(kind, f"memory {number}", partial(_traced, number))
     for moment in addressing.moments(rows=3, heads=3):
         for pointer, dimension in addressing.places(moment, every=True):
             name = f"addressing: {moment.name}, {pointer}, dimension {dimension}"
-            yield Case("addressing", name, partial(_far, moment, pointer, dimension))
+            yield Case("addressing", name, partial(_far, moment, pointer, dimension), like=moment.name)
     for file in ("test_submodules.py", "test_folding.py"):
         yield Case("tests of submodules", file, partial(_tests, file))
 
 
 def profiled(all_cases: Sequence[Case], progress: Progress) -> list[Profile]:
-    """Run every case on the code as it is.
+    """Run every case, of those that are alike one, on the code as it is.
 
     Raises:
         FaultError: where a case fails: then it could tell nothing of mutants.
     """
-    found = []
+    found: dict[str, Profile] = {}
     for case in all_cases:
-        start = time.monotonic()
-        with planting.called() as calls:
-            try:
-                case.check()
-            except Exception as error:
-                raise FaultError(f"{case.name} fails on code without a mutant: {error}") from error
-        if case.kind.startswith(OF_FOLDING):
-            calls = {key for key in planting.functions() if key[0] == planting.FOLDING}
-        found.append(Profile(case, frozenset(calls), time.monotonic() - start))
-        progress(0)
-    return found
+        if case.like not in found:
+            found[case.like or case.name] = _profile(case)
+            progress(0)
+    return [replace(found[case.like or case.name], case=case) for case in all_cases]
+
+
+def _profile(case: Case) -> Profile:
+    start = time.monotonic()
+    with planting.called() as calls:
+        try:
+            case.check()
+        except Exception as error:
+            raise FaultError(f"{case.name} fails on code without a mutant: {error}") from error
+    if case.kind.startswith(OF_FOLDING):
+        calls = {key for key in planting.functions() if key[0] == planting.FOLDING}
+    return Profile(case, frozenset(calls), time.monotonic() - start)
 
 
 def _drawn(strategy: SearchStrategy[Any], count: int) -> list[Any]:
@@ -154,14 +159,14 @@ def _triton_pass(case: PassCase) -> bool:
     return check_triton_pass(case, tiles={**TILES, "attention_form": form})
 
 
-def _sharp(kind: str, fused: int) -> None:
-    """A pass whose scores lie far apart."""
+def _whole(kind: str, fused: int, change: Callable[[pass_cases.Case], pass_cases.Case], length: int) -> None:
+    """A pass over sequences of `length`, after a `change` as that to scores that lie far apart."""
     classes = {"direct": Direct, "merged": Merged, "low-rank": LowRank, "class-only": Direct}
 
     def draw(seed: int) -> Triple:
         torch.manual_seed(seed)
-        drawn = pass_cases.draw(classes[kind], "width", CPU, shape=(2, 3, 35), class_only=kind == "class-only")
-        case = pass_cases.sharpened(drawn)
+        drawn = pass_cases.draw(classes[kind], "width", CPU, shape=(2, 3, length), class_only=kind == "class-only")
+        case = change(drawn)
         gradients = case.output_gradients()
         exact = case.changed(Tensor.double, torch.float64)
         results, plain = (pass_cases.step(case, backend, gradients) for backend in ("triton", "torch"))
@@ -171,9 +176,9 @@ def _sharp(kind: str, fused: int) -> None:
         judge(draw, 1)
 
 
-def _traced(number: int, orders: int) -> None:
+def _traced(number: int) -> None:
     seen = memory.Traced()
-    memory.trace_case(memory.draw(number), seen, orders)
+    memory.trace_case(memory.draw(number), seen, orders=1)
     if seen.wrong:
         raise FaultError(seen.wrong[0])
 

@@ -28,10 +28,10 @@ WHAT = (
 )
 CANNOT = "Faults of several places at once, of launchers and tables, and whether a listed survivor's reason is true."
 
-LONG, SHORT = 320, 14
+LONG, SHORT = 320, 8
 SHARE, SHORT_SHARE = 0.95, 0.75
 """Of mutants that have to be found."""
-CASES, SHORT_CASES = 60, 12
+CASES, SHORT_CASES = 60, 5
 """A mutant is run through at most so many, of all kinds in turn."""
 SECONDS = 120.0
 """After which a case is taken not to end; whole cases take a few."""
