@@ -3,8 +3,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
+NEEDED_BY_TORCH := filelock fsspec jinja2 networkx setuptools sympy typing-extensions
 
-.PHONY: bench test trust format clean
+.PHONY: bench test trust format pins clean
 
 bench: $(STAMP)
 	$(BIN)/python -m pytest benchmarks/ --benchmark-only
@@ -22,10 +23,22 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-$(STAMP): setup.py constraints.txt
+# Versions and hashes of all that is installed for development, but for torch, whose files differ by platform.
+pins:
+	$(PYTHON) -m venv build/pins
+	build/pins/bin/python -m pip install --quiet uv
+	echo torch > build/pins/excluded.txt
+	printf '%s\n' $(NEEDED_BY_TORCH) | build/pins/bin/uv pip compile setup.py - --extra dev --extra speech \
+		--constraint constraints.txt --excludes build/pins/excluded.txt --universal --python-version 3.11 \
+		--generate-hashes --no-annotate --custom-compile-command "make pins" --quiet --output-file requirements.txt
+
+# What torch brings along is installed anew, from files with known hashes.
+$(STAMP): setup.py constraints.txt requirements.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,speech]"
+	$(BIN)/python -m pip install --quiet "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --only-binary :all: --force-reinstall \
+		--requirement requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
 clean:

@@ -52,7 +52,7 @@ setup(
             "onnxruntime>=1.20",
             "pytest-xdist>=3.6",
             "ruff>=0.8",
-            "triton>=3.6",
+            "triton>=3.6; sys_platform == 'linux'",
             "types-tqdm",
         ],
     },

@@ -57,9 +57,8 @@ ATTENTION: tuple[Row, ...] = (
     Row("axis_attention_bwd_query", ALL, 4, 256, {"BLOCK_Q": 32, "BLOCK_K": 16, "BLOCK_C": 32}, 8, 1),
     Row("axis_attention_bwd_query_direct", (90, 100), 2, 64, {"BLOCK_Q": 64, "BLOCK_K": 128, "BLOCK_C": 64}, 8, 1),
     Row("axis_attention_bwd_query_direct", (80, 86, 89), 2, 64, {"BLOCK_Q": 32, "BLOCK_K": 128, "BLOCK_C": 64}, 4, 1),
-    Row("axis_attention_bwd_query_direct", (90,), 2, 128, {"BLOCK_Q": 64, "BLOCK_K": 128, "BLOCK_C": 64}, 8, 1),
-    Row("axis_attention_bwd_query_direct", (90,), 2, 256, {"BLOCK_Q": 64, "BLOCK_K": 128, "BLOCK_C": 128}, 8, 1),
-    Row("axis_attention_bwd_query_direct", (100,), 2, 256, {"BLOCK_Q": 64, "BLOCK_K": 128, "BLOCK_C": 256}, 8, 1),
+    Row("axis_attention_bwd_query_direct", (90,), 2, 256, {"BLOCK_Q": 64, "BLOCK_K": 128, "BLOCK_C": 64}, 8, 1),
+    Row("axis_attention_bwd_query_direct", (100,), 2, 256, {"BLOCK_Q": 64, "BLOCK_K": 128, "BLOCK_C": 128}, 8, 1),
     Row("axis_attention_bwd_query_direct", (80, 86, 89), 2, 256, {"BLOCK_Q": 32, "BLOCK_K": 128, "BLOCK_C": 128}, 8, 1),
     Row("axis_attention_bwd_query_direct", (86, 89), 4, 64, {"BLOCK_Q": 32, "BLOCK_K": 32, "BLOCK_C": 32}, 8, 1),
     Row("axis_attention_bwd_query_direct", ALL, 4, 256, {"BLOCK_Q": 32, "BLOCK_K": 16, "BLOCK_C": 32}, 8, 1),
@@ -137,10 +136,11 @@ CLASS_ATTENTION: tuple[Row, ...] = (
 
 LOW_RANK: tuple[Row, ...] = (
     Row("low_rank_fwd", ALL, 4, 4, {"BLOCK_Q": 32, "BLOCK_K": 128, "PARTS": 32}, 8, 1),
-    Row("low_rank_fwd", ALL, 4, 256, {"BLOCK_Q": 16, "BLOCK_K": 64, "PARTS": 32}, 8, 1),
+    Row("low_rank_fwd", ALL, 4, 256, {"BLOCK_Q": 16, "BLOCK_K": 32, "PARTS": 32}, 8, 1),
     Row("low_rank_bwd", (100,), 4, 4, {"BLOCK_Q": 16, "BLOCK_K": 128, "PARTS": 16}, 8, 1),
     Row("low_rank_bwd", ALL, 4, 4, {"BLOCK_Q": 8, "BLOCK_K": 128, "PARTS": 16}, 4, 1),
-    Row("low_rank_bwd", ALL, 4, 256, {"BLOCK_Q": 16, "BLOCK_K": 32, "PARTS": 16}, 4, 1),
+    Row("low_rank_bwd", (100,), 4, 256, {"BLOCK_Q": 16, "BLOCK_K": 32, "PARTS": 16}, 8, 1),
+    Row("low_rank_bwd", ALL, 4, 256, {"BLOCK_Q": 8, "BLOCK_K": 32, "PARTS": 16}, 4, 1),
 )
 
 TABLES: tuple[Row, ...] = CHUNK + ATTENTION + NORMALIZATION + MLP + CLASS_ATTENTION + LOW_RANK

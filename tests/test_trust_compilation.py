@@ -8,7 +8,8 @@ import pytest
 
 pytest.importorskip("triton")
 
-from trust import compilation, machine_code
+from septr_fast.kernels import launch
+from trust import compilation, machine_code, rows
 from trust.machine_code import Asked
 from trust.outcome import silent
 
@@ -43,7 +44,7 @@ FAULTS = {
     "spilling": "instructions spill registers",
     "contraction unsaid": "enable_fp_fusion: expected True, got None",
     "contraction barred": "enable_fp_fusion: expected True, got False",
-    "contraction barred, compiled": "where barred",
+    "contraction barred, compiled": "where contraction is barred",
     "precision unsaid": "INPUT_PRECISION: expected 'ieee', got None",
     "precision of another case": "INPUT_PRECISION: expected 'tf32', got 'ieee'",
 }
@@ -115,3 +116,11 @@ def test_a_program_that_ends_before_its_time_is_wrong(monkeypatch: pytest.Monkey
     monkeypatch.setattr(sys, "executable", "false")
     (told,) = compilation.judgements(["short"])
     assert told["wrong"] == ["trust.compiling ended with status 1: no message"]
+
+
+def test_rows_of_the_tables_that_no_model_uses_are_found() -> None:
+    with rows.noted() as used:
+        launch.lookup("normalize", 90, 2, 64)
+    assert len(used & rows.of_kernels()) == 1
+    assert len(rows.unused(used)) == len(rows.of_kernels()) - 1
+    assert any(line.startswith("mlp_bwd on sm_100, 4 bytes per value") for line in rows.unused(used))

@@ -173,3 +173,31 @@ def test_open_tables_are_not_used(
         assert f"others can write to {place}" in caplog.text
         caplog.clear()
         place.chmod(before)
+
+
+@pytest.mark.parametrize(
+    ("answer", "errors", "said"),
+    [
+        ("", "ERROR: no route to host\n", "not run: ERROR: no route to host"),
+        ("", "", "not run: no answer"),
+        ('{"dependencies": []}', "", "not run: no advisories to be had for any of 0 packages (none)"),
+        (
+            '{"dependencies": [{"name": "a", "skip_reason": "not found"}]}',
+            "",
+            "not run: no advisories to be had for any of 1 packages (not found)",
+        ),
+        (
+            '{"dependencies": [{"name": "a", "version": "1", "vulns": []}, {"name": "b", "skip_reason": "local"}]}',
+            "",
+            "1 packages, 1 without advisories; vulnerable: none",
+        ),
+        (
+            '{"dependencies": [{"name": "a", "version": "1", "vulns": [{"id": "CVE-1"}, {"id": "CVE-2"}]}]}',
+            "",
+            "1 packages, 0 without advisories; vulnerable: a 1: CVE-1, CVE-2",
+        ),
+    ],
+    ids=["failed", "silent", "no packages", "nothing known", "sound", "vulnerable"],
+)
+def test_what_pip_audit_says(answer: str, errors: str, said: str) -> None:
+    assert security.audited(answer, errors) == said

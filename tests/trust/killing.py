@@ -67,7 +67,7 @@ class Profile:
 
 
 def cases(full: bool) -> Iterator[Case]:
-    """In the long form cases of the parts that compare values, trace memory or spread tensors out; else passes alone."""
+    """In the long form cases of the parts that compare values, trace memory or spread tensors; else passes alone."""
     for source, strategy, check, counts in (
         ("operators", operators(), _operator, (0, 150)),
         ("passes on Triton", passes("triton"), _triton_pass, (0, 100)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -10,14 +11,15 @@ import tempfile
 from pathlib import Path
 
 from septr_fast.folders import why_not_private
-from trust import offline, packages, source_rules
+from trust import offline, packages, pins, source_rules
 from trust.outcome import Outcome, Progress
 
 NAME = "security"
 WHAT = (
     "Syntax trees of all sources for calls that run code or data; folders in every combination of permissions that "
     "caches may lie in; the files in wheel and source distribution; a whole use of the package with network, programs "
-    "and pickles barred; known vulnerabilities of the pinned packages, where pip-audit can run."
+    "and pickles barred; versions and hashes of all packages for development; their known vulnerabilities, where "
+    "pip-audit can run."
 )
 CANNOT = "What dependencies do with data; a dependency that was tampered with where it was built."
 
@@ -43,6 +45,9 @@ def run(full: bool, progress: Progress) -> Outcome:
     files = list(source_rules.sources(ROOT, SOURCES))
     wrong, excused = rules(files)
     progress(len(files))
+    wrong += pins.wrong(ROOT)
+    pinned = pins.read((ROOT / "requirements.txt").read_text(encoding="utf-8"))
+    progress(len(pinned))
     with tempfile.TemporaryDirectory() as folder:
         found = permissions(Path(folder) / "permissions")
         wrong += found
@@ -58,9 +63,12 @@ def run(full: bool, progress: Progress) -> Outcome:
         "files in the wheel": len(in_wheel),
         "files in the source distribution": len(in_sdist),
         "events barred while the package is used": len(offline.BARRED | offline.BARRED_LATER),
+        "packages for development, pinned by hash": len(pinned),
+        "hashes of their files": sum(len(hashes) for versions in pinned.values() for hashes in versions.values()),
         "pip-audit": audit() if full else "not in the short form",
     }
-    return Outcome(len(files) + 2 * len(MODES) + len(in_wheel) + len(in_sdist) + 1, wrong, figures)
+    tried = len(files) + len(pinned) + 2 * len(MODES) + len(in_wheel) + len(in_sdist) + 1
+    return Outcome(tried, wrong, figures)
 
 
 def rules(files: list[tuple[str, str]]) -> tuple[list[str], dict[str, str]]:
@@ -105,13 +113,35 @@ def alone(folder: Path, *attempt: str) -> list[str]:
 
 
 def audit() -> str:
-    """What pip-audit says of the pinned packages, or why it did not run."""
+    """What pip-audit says of the packages that are installed here, or why it did not run."""
     if importlib.util.find_spec("pip_audit") is None:
         return "not run: pip-audit is not installed"
-    command = [sys.executable, "-m", "pip_audit", "--requirement", str(ROOT / "constraints.txt"), "--no-deps"]
+    command = [sys.executable, "-m", "pip_audit", "--local", "--format", "json", "--progress-spinner", "off"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     except subprocess.TimeoutExpired:
         return "not run: no answer in 300 seconds"
-    lines = (done.stdout + done.stderr).strip().splitlines() or ["no answer"]
-    return lines[0] if done.returncode in (0, 1) else f"not run: {lines[-1]}"
+    return audited(done.stdout, done.stderr)
+
+
+def audited(answer: str, errors: str) -> str:
+    """pip-audit's answer in one line; packages that it knows nothing of count as not audited.
+
+    Args:
+        answer: JSON, or nothing where it failed.
+        errors: what it wrote beside.
+    """
+    try:
+        packages = json.loads(answer)["dependencies"]
+    except ValueError:
+        return f"not run: {(errors.strip().splitlines() or ['no answer'])[-1]}"
+    unknown = [package["skip_reason"] for package in packages if "skip_reason" in package]
+    if len(unknown) == len(packages):
+        return f"not run: no advisories to be had for any of {len(packages)} packages ({(unknown or ['none'])[0]})"
+    found = [
+        f"{package['name']} {package['version']}: {', '.join(one['id'] for one in package['vulns'])}"
+        for package in packages
+        if package.get("vulns")
+    ]
+    known = f"{len(packages) - len(unknown)} packages, {len(unknown)} without advisories"
+    return f"{known}; vulnerable: {'; '.join(found) or 'none'}"
