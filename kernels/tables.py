@@ -136,11 +136,10 @@ CLASS_ATTENTION: tuple[Row, ...] = (
 
 LOW_RANK: tuple[Row, ...] = (
     Row("low_rank_fwd", ALL, 4, 4, {"BLOCK_Q": 32, "BLOCK_K": 128, "PARTS": 32}, 8, 1),
-    Row("low_rank_fwd", ALL, 4, 256, {"BLOCK_Q": 16, "BLOCK_K": 32, "PARTS": 32}, 8, 1),
+    Row("low_rank_fwd", ALL, 4, 256, {"BLOCK_Q": 16, "BLOCK_K": 64, "PARTS": 32}, 4, 1),
     Row("low_rank_bwd", (100,), 4, 4, {"BLOCK_Q": 16, "BLOCK_K": 128, "PARTS": 16}, 8, 1),
     Row("low_rank_bwd", ALL, 4, 4, {"BLOCK_Q": 8, "BLOCK_K": 128, "PARTS": 16}, 4, 1),
-    Row("low_rank_bwd", (100,), 4, 256, {"BLOCK_Q": 16, "BLOCK_K": 32, "PARTS": 16}, 8, 1),
-    Row("low_rank_bwd", ALL, 4, 256, {"BLOCK_Q": 8, "BLOCK_K": 32, "PARTS": 16}, 4, 1),
+    Row("low_rank_bwd", ALL, 4, 256, {"BLOCK_Q": 8, "BLOCK_K": 16, "PARTS": 16}, 4, 1),
 )
 
 TABLES: tuple[Row, ...] = CHUNK + ATTENTION + NORMALIZATION + MLP + CLASS_ATTENTION + LOW_RANK

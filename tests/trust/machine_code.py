@@ -1,0 +1,152 @@
+"""What the code of a compiled kernel must hold: precision of products, of arithmetic, and contraction as asked for."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_DOT = re.compile(
+    r"tt\.dot (?P<rest>[^\n]*?) : tensor<(?:\d+x)+(?P<left>\w+)[^>]*> \* tensor<(?:\d+x)+(?P<right>\w+)[^>]*>"
+    r" -> tensor<(?:\d+x)+(?P<out>\w+)"
+)
+_PRECISION = re.compile(r"inputPrecision = (\w+)")
+_INSTRUCTION = re.compile(r"^\s*(?:@!?%p\d+\s+)?([a-z][a-z0-9_]*(?:\.[\w:]+)+)", re.MULTILINE)
+_TENSOR_CORES = re.compile(r"(mma\.sync|wmma\.mma|wgmma\.mma_async|tcgen05\.mma)\.")
+_ARITHMETIC = re.compile(r"(abs|add|cos|div|ex2|fma|lg2|mad|max|min|mul|neg|rcp|rsqrt|sin|sqrt|sub|tanh)\.")
+_OTHER_FLOAT = re.compile(r"\.(f16|bf16|f64|e4m3|e5m2)(x\d)?$")
+
+DTYPES = {"bfloat16": "bf16", "float16": "f16", "float32": "f32", "tf32": "f32"}
+"""Elements of products, as Triton writes them, by the names of the kernel report."""
+
+PRECISIONS = {"bfloat16": "ieee", "float16": "ieee", "float32": "ieee", "tf32": "tf32"}
+
+TENSOR_CORES = {
+    "bfloat16": re.compile(r"\.f32\.bf16\.bf16(\.f32)?$|kind::f16$"),
+    "float16": re.compile(r"\.f32\.f16\.f16(\.f32)?$|kind::f16$"),
+    "float32": None,
+    "tf32": re.compile(r"\.f32\.tf32\.tf32(\.f32)?$|kind::tf32$"),
+}
+"""Instructions for tensor cores; float32 has none, and sums are float32 wherever the name tells it."""
+
+APPROXIMATE = frozenset(("div.full.f32", "ex2.approx.f32", "ex2.approx.ftz.f32", "rsqrt.approx.ftz.f32"))
+"""The instructions that are not rounded to the last bit, or flush subnormal numbers, and yet good to 2 ulp."""
+
+IN_FUNCTIONS = frozenset(("abs.ftz.f32", "fma.rn.ftz.f32"))
+"""The same within CUDA's own error function and logarithm, which are good to 2 ulp as a whole."""
+FUNCTIONS = re.compile(r"math\.(erf|log2?)\b")
+
+_FUSIBLE = ("add", "mul", "sub")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How a kernel is to compute.
+
+    Attributes:
+        dtype: of the products, as the kernel report calls it.
+        fusion: whether products and sums may be contracted into one instruction.
+    """
+
+    dtype: str
+    fusion: bool
+
+
+def faults(asm: Mapping[str, Any], tensor_cores: Mapping[str, int], asked: Asked) -> Iterator[str]:
+    """What a compiled kernel does otherwise than asked.
+
+    Args:
+        asm: its code in Triton's stages; read are "ttir" and "ptx".
+        tensor_cores: the tensor-core instructions in its machine code, by name.
+        asked: for all of its products.
+    """
+    instructions = ptx_instructions(asm["ptx"])
+    dots = asm["ttir"].count("tt.dot ")
+    yield from _products(asm["ttir"], asked)
+    yield from _tensor_cores(instructions, tensor_cores, dots, asked)
+    if asked.dtype == "float32" and "tf32" in asm["ptx"]:
+        yield "TF32 in the code of float32 products"
+    yield from _arithmetic(instructions, bool(FUNCTIONS.search(asm["ttir"])))
+    yield from _contraction(instructions, asked.fusion)
+
+
+def ptx_instructions(ptx: str) -> Counter[str]:
+    """How many instructions of each name, with all its suffixes, there are."""
+    return Counter(_INSTRUCTION.findall(ptx))
+
+
+def summary(asm: Mapping[str, Any]) -> dict[str, int]:
+    """Numbers of what decides how exact a kernel is."""
+    found = ptx_instructions(asm["ptx"])
+    return {
+        "products": asm["ttir"].count("tt.dot "),
+        "tensor cores": sum(count for name, count in found.items() if _TENSOR_CORES.match(name)),
+        "multiply-adds": sum(count for name, count in found.items() if name.startswith("fma.") and ".f32" in name),
+        "additions and multiplications": sum(count for name, count in found.items() if _kind(name) is not None),
+        **{name: found[name] for name in sorted(APPROXIMATE | IN_FUNCTIONS)},
+    }
+
+
+def unsaid_precision(source: str, name: str) -> list[str]:
+    """Calls of `tl.dot` in a module that leave the precision to Triton."""
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    dots = [call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr.startswith("dot")]
+    unsaid = [call for call in dots if not any(keyword.arg == "input_precision" for keyword in call.keywords)]
+    return [f"{name}:{call.lineno}: {ast.unparse(call.func)} without input_precision" for call in unsaid]
+
+
+def _products(ttir: str, asked: Asked) -> Iterator[str]:
+    found = list(_DOT.finditer(ttir))
+    if len(found) != ttir.count("tt.dot"):
+        yield f"{ttir.count('tt.dot')} products, of which {len(found)} can be read"
+    wanted = (DTYPES[asked.dtype], DTYPES[asked.dtype], "f32")
+    for dot in found:
+        said = _PRECISION.search(dot["rest"])
+        precision = said[1] if said else "ieee"
+        if precision != PRECISIONS[asked.dtype]:
+            yield f"a product in {precision}, expected {PRECISIONS[asked.dtype]}"
+        if dot.group("left", "right", "out") != wanted:
+            yield f"a product of {dot['left']} and {dot['right']} summed up in {dot['out']}, expected {wanted}"
+
+
+def _tensor_cores(instructions: Counter[str], machine: Mapping[str, int], products: int, asked: Asked) -> Iterator[str]:
+    used = [name for name in instructions if _TENSOR_CORES.match(name)]
+    expected = TENSOR_CORES[asked.dtype] if products else None
+    for name in used:
+        if expected is None or not expected.search(name):
+            yield f"{name} for {products} products of {asked.dtype}"
+    if expected is not None and not used:
+        yield f"no tensor-core instruction for {products} products of {asked.dtype}"
+    if bool(machine) != bool(used):
+        yield f"tensor cores in the assembly code: {used}, in the machine code: {dict(machine)}"
+
+
+def _arithmetic(instructions: Counter[str], has_functions: bool) -> Iterator[str]:
+    allowed = APPROXIMATE | IN_FUNCTIONS if has_functions else APPROXIMATE
+    for name, count in sorted(instructions.items()):
+        if not _ARITHMETIC.match(name):
+            continue
+        if _OTHER_FLOAT.search(name):
+            yield f"{count} {name}: arithmetic outside of float32"
+        elif {"approx", "full", "ftz"} & set(name.split(".")) and name not in allowed:
+            yield f"{count} {name}: not exact"
+
+
+def _contraction(instructions: Counter[str], fusion: bool) -> Iterator[str]:
+    """Plain additions and products may be contracted by the assembler, those with a rounding may not."""
+    for name, count in sorted(instructions.items()):
+        kind = _kind(name)
+        if kind == "apart for good" and fusion:
+            yield f"{count} {name}: cannot be contracted"
+        if kind == "free" and not fusion:
+            yield f"{count} {name}: may be contracted"
+
+
+def _kind(name: str) -> str | None:
+    operation, *suffixes = name.split(".")
+    if operation not in _FUSIBLE or not {"f32", "f32x2"} & set(suffixes):
+        return None
+    return "apart for good" if "rn" in suffixes else "free"
