@@ -303,7 +303,7 @@ def _attend_backward(
         return grad_hat, (grad_cls[0].flatten(1), grad_cls[1].flatten(1))
     torch.mm(flat_grad, weights.query_weight, out=flat_grad_hat)
     joined = torch.cat([part.flatten(1) for part in grad_cls if part is not None], dim=1)
-    return grad_hat, (joined, torch.zeros_like(joined[:, :dim]))
+    return grad_hat, (joined, joined.new_zeros(samples, dim))
 
 
 def _project_class_token(cls_token: Tensor, pos: Tensor, weights: Weights, settings: Settings) -> tuple[Tensor, Tensor]:

@@ -57,12 +57,13 @@ def low_rank_bwd_class_key_kernel(
     offs_q = first + block * BLOCK_Q + tl.arange(0, BLOCK_Q)
     mask_q = offs_q < first + queries
     offs_c = tl.arange(0, BLOCK_C)
-    table_ptr += head * table_strides[1]
-    bias_ptr += head * bias_strides[0]
-    slope_ptr += head * slope_strides[1]
-    query_ptr += head * query_strides[2]
+    far_head = head.to(tl.int64)
+    table_ptr += far_head * table_strides[1]
+    bias_ptr += far_head * bias_strides[0]
+    slope_ptr += far_head * slope_strides[1]
+    query_ptr += far_head * query_strides[2]
     # (BLOCK_Q,)
-    cls_table = load_vector(cls_table_ptr + head * cls_table_strides[1], offs_q, cls_table_strides[0], mask_q)
+    cls_table = load_vector(cls_table_ptr + far_head * cls_table_strides[1], offs_q, cls_table_strides[0], mask_q)
     grad_table = tl.zeros((BLOCK_Q,), tl.float32)
     cls_bias = tl.load(bias_ptr)
     grad_bias = 0.0
@@ -206,10 +207,11 @@ def low_rank_bwd_kernel(
     mask_q = offs_q < first + queries
     mask_k = offs_k < length
     mask = mask_q[:, None] & mask_k[None, :]
-    table_ptr += head * table_strides[1]
-    bias_ptr += head * bias_strides[0]
-    slope_ptr += head * slope_strides[1]
-    query_ptr += head * query_strides[2]
+    far_head = head.to(tl.int64)
+    table_ptr += far_head * table_strides[1]
+    bias_ptr += far_head * bias_strides[0]
+    slope_ptr += far_head * slope_strides[1]
+    query_ptr += far_head * query_strides[2]
     # (BLOCK_Q, BLOCK_K)
     table = tl.load(tile_ptrs(table_ptr, offs_q, offs_k, table_strides[0], table_strides[2]), mask=mask, other=0.0)
     grad_table = tl.zeros((BLOCK_Q, BLOCK_K), tl.float32)

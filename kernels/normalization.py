@@ -12,7 +12,9 @@ again and gives
 where `d_residual` is what reaches x past the normalization. The sum over sequences goes through a buffer of
 fixed layout, one part for each slice of the sequences, so every run gives the same bits.
 
-Statistics and sums are float32, the variance from the centred values. Tokens number less than 2³¹.
+Statistics and sums are float32, the variance from the centred values: where it overflows, from values about 1e19 on,
+n(y) is NaN, as PyTorch's is on a CPU, and not the zero that 1 / sqrt(infinity) would make of it. Tokens number less
+than 2³¹.
 """
 
 from __future__ import annotations
@@ -53,7 +55,8 @@ def store_tokens(ptr, tile, offsets, offs_d, stride_d, mask_m, WIDTH: tl.constex
 def standardize(y, offs_d, eps, WIDTH: tl.constexpr):
     """The tokens `y` normalized, zero beyond `WIDTH`, and their factors r."""
     centred = tl.where((offs_d < WIDTH)[None, :], y - (tl.sum(y, 1) / WIDTH)[:, None], 0.0)
-    r = tl.rsqrt(tl.sum(centred * centred, 1) / WIDTH + eps)
+    variance = tl.sum(centred * centred, 1) / WIDTH
+    r = tl.where(variance < float("inf"), tl.rsqrt(variance + eps), float("nan"))
     return centred * r[:, None], r
 
 

@@ -7,8 +7,9 @@ keys to nobody, and padded sequences count for no mean. They are computed all th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -90,9 +91,15 @@ def _as_tensor(lengths: Sequence[int] | Tensor) -> Tensor:
         check_dense(lengths, "lengths")
         return lengths
     try:
-        return torch.as_tensor(lengths)
+        return torch.as_tensor(lengths, dtype=None if len(lengths) else torch.int64)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"lengths: expected integers, one for each sample, got {lengths!r}: {error}") from error
+
+
+def one_by_one(x: Tensor, lengths: Sequence[int] | Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Every sample of `x` `(batch, …)` as a batch of one, with its length `(1,)` where there are any."""
+    each: Iterable[Tensor | None] = repeat(None) if lengths is None else _as_tensor(lengths).split(1)
+    return zip(x.split(1), each, strict=False)
 
 
 def clear(grid: Tensor, lengths: Lengths) -> Tensor:

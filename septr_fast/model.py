@@ -20,7 +20,7 @@ from septr_fast import reference
 from septr_fast.attention_maps import AttentionMaps, MapRecorder, check_queries
 from septr_fast.block import SepTrBlock, Size, per_transformer
 from septr_fast.inputs import check_input
-from septr_fast.lengths import Lengths, check_axis, clear
+from septr_fast.lengths import Lengths, check_axis, clear, one_by_one
 from septr_fast.plan import Plan, Step
 
 __all__ = ["AttentionMaps", "Features", "SepTr", "SepTrBlock", "SeparableTr", "Size"]
@@ -72,6 +72,7 @@ class SepTr(reference.SepTr):
     """
 
     block_type = SepTrBlock
+    batch_invariant = False
 
     def __init__(
         self,
@@ -136,10 +137,14 @@ class SepTr(reference.SepTr):
             ValueError: where a shape or a length does not fit, with what was expected.
             TypeError: where dtypes or devices of input and parameters differ.
         """
-        grid, cls_token, valid = self._enter(x, lengths, lengths_axis)
-        for block, steps in zip(self.blocks, self._steps, strict=True):
-            grid, cls_token = block.transform(grid, cls_token, steps, valid)
-        logits = self.fc(cls_token)
+        entered = self._enter(x, lengths, lengths_axis)
+        if self.batch_invariant and len(x) > 1:
+            alone = [self._enter(sample, length, lengths_axis) for sample, length in one_by_one(x, lengths)]
+            logits, cls_token = (
+                torch.cat(parts) for parts in zip(*(self._classify(*one) for one in alone), strict=True)
+            )
+        else:
+            logits, cls_token = self._classify(*entered)
         return (logits, cls_token) if self.return_cls else logits
 
     def forward_features(
@@ -237,6 +242,12 @@ class SepTr(reference.SepTr):
         valid = None if lengths is None else first.lengths(lengths, lengths_axis, x)
         return grid if valid is None else clear(grid, valid), self.cls_token[0, 0], valid
 
+    def _classify(self, grid: Tensor, cls_token: Tensor, valid: Lengths | None) -> tuple[Tensor, Tensor]:
+        """Logits and class tokens of what `_enter` gives."""
+        for block, steps in zip(self.blocks, self._steps, strict=True):
+            grid, cls_token = block.transform(grid, cls_token, steps, valid)
+        return self.fc(cls_token), cls_token
+
     def _plan(self) -> list[tuple[Step, Step]]:
         """The steps of every block."""
         last = len(self.blocks) - 1
@@ -254,6 +265,19 @@ class SepTr(reference.SepTr):
         """Recompute in the backward pass: a tenth of the memory of the original for about a third more work."""
         for block in self.blocks:
             block.recompute = enable
+
+    def set_batch_invariant(self, enable: bool = True) -> None:
+        """Compute every sample of a batch by itself: its bits depend on no neighbour and not on how many there are.
+
+        That holds for what `forward` returns and for the gradients of the input, in training and in evaluation, on
+        every backend, for the same model, device and number of threads. It costs speed where one sample does not
+        keep the device busy; in training the weights are folded, and kept folded, for each sample. A compiled or
+        exported graph then serves one batch size.
+
+        Otherwise products run over whole batches, and their kernels are chosen by size. Neighbours still change
+        nothing. Batch sizes may change the last bits, save for the class token in evaluation on a CPU.
+        """
+        self.batch_invariant = enable
 
     def no_weight_decay(self) -> set[str]:
         """Names of the class token and the positions, which weight decay should leave alone; as timm asks for them."""

@@ -111,6 +111,16 @@ def test_tokens_at_tile_edges(rows: int, length: int, device: torch.device) -> N
         check(draw((1, rows, length, 16), device))
 
 
+def test_variance_that_overflows(device: torch.device) -> None:
+    """A token whose variance is infinite is NaN and not zero; its gradient too, and no other token's."""
+    case = draw((1, 1, 5, 8), device)
+    case.x[0, 0, 2, 3] = 1e20
+    grad_x = torch.empty_like(case.x)
+    normalize_backward(case.grad_hat, case.x, case.pos, case.residual_grad, EPS, grad_x)
+    for found in (normalize(case.x, case.pos, EPS, torch.float32), grad_x):
+        assert found.isnan().any(-1).flatten().tolist() == [False, False, True, False, False]
+
+
 @pytest.mark.parametrize("dim", [1, 3, 17, 64, 100, 256])
 def test_any_number_of_features(dim: int, device: torch.device) -> None:
     with launch.override(SMALL):

@@ -25,6 +25,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "merged": {"kind": Merged},
     "direct": {"kind": Direct},
     "direct, one full head": {"kind": Direct, "heads": 1, "dim_head": 24},
+    "direct, one narrow head": {"kind": Direct, "heads": 1, "dim_head": 4},
     "low-rank": {"kind": LowRank},
     "low-rank, two channels": {"kind": LowRank, "channels": 2},
     "class-only": {"kind": Direct, "class_only": True, "shape": (6, 4, 11)},

@@ -260,3 +260,30 @@ def test_triton_models_are_as_if_cut(device: torch.device) -> None:
         assert relative_error(ours, torch.zeros_like(ours) if theirs is None else theirs) < 1e-4
     with pytest.raises(RuntimeError, match="along the axis that is not padded"):
         SepTr(**{**config, "first_axis": "width"}).to(device)(x, lengths)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("axis", ["width", "height", None])
+def test_batch_invariant(axis: str | None, training: bool) -> None:
+    """Every sample has the bits that it has alone, and so have the gradients of the input."""
+    model = SepTr(num_classes=3, **BASE, return_cls=True).train(training)
+    model.set_batch_invariant()
+    x = torch.randn(4, 2, 6, 9, requires_grad=True)
+    given = {} if axis is None else {"lengths": LENGTHS[axis], "lengths_axis": axis}
+    outputs = model(x, **given)
+    (gradient,) = torch.autograd.grad(outputs, x, [torch.ones_like(output) for output in outputs])
+    for sample in range(4):
+        own = {**given, "lengths": LENGTHS[axis][sample : sample + 1]} if axis else {}
+        single = x[sample : sample + 1]
+        parts = model(single, **own)
+        assert all(torch.equal(whole[sample], part[0]) for whole, part in zip(outputs, parts, strict=True))
+        (own_gradient,) = torch.autograd.grad(parts, single, [torch.ones_like(part) for part in parts])
+        assert torch.equal(gradient[sample], own_gradient[0])
+    assert model(x[:0], **({**given, "lengths": []} if axis else {}))[0].shape == (0, 3)
+
+
+def test_batch_invariant_says_which_sample_is_wrong() -> None:
+    model = SepTr(num_classes=3, **BASE)
+    model.set_batch_invariant()
+    with pytest.raises(ValueError, match="got 10 for sample 1"):
+        model(torch.randn(2, 2, 6, 9), lengths=[9, 10])

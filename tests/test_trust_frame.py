@@ -57,30 +57,54 @@ def test_every_part_says_what_it_is() -> None:
         parts.load("nothing")
 
 
-def test_parts_that_take_long_begin_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page, "RECORDS", tmp_path / "trust.json")
+def test_parts_that_take_long_begin_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[dict[str, Any]] = []
+    monkeypatch.setattr(page, "stored", lambda: kept)
     assert command.longest_first(["a", "b"]) == ["a", "b"]
-    page.RECORDS.write_text(json.dumps({"a": {"seconds": 3.0}, "b": {"seconds": 5.0}}), encoding="utf-8")
+    kept += [{"part": "a", "seconds": 3.0}, {"part": "b", "seconds": 5.0}]
     assert command.longest_first(["a", "b", "new"]) == ["new", "b", "a"]
 
 
+def paths(folder: Path) -> page.Paths:
+    """Of files in `folder`, with a README that has the markers."""
+    readme = folder / "README.md"
+    readme.write_text(f"before\n{page.START}old\n{page.END}\nafter\n", encoding="utf-8")
+    return page.Paths(folder / "trust.records", folder / "trust.md", readme, folder)
+
+
 def test_page(tmp_path: Path) -> None:
-    store, written = tmp_path / "trust.json", tmp_path / "trust.md"
+    kept = paths(tmp_path)
     figures = {"places": 12345, "ratio": 1.23456, "of each": {"a | b": 2}, "rows": [{"x": "one", "y": 1}], "left": []}
     record = {"part": "second", "what": "Something.", "cannot": "The rest.", "seconds": 90.0}
-    kept = (store, written, tmp_path)
-    page.keep({**record, "tried": 1000, "wrong": ["a wrong case"], "figures": figures}, *kept)
-    page.keep({**record, "part": "first", "tried": 7, "wrong": [], "figures": {}}, *kept)
-    text = written.read_text(encoding="utf-8")
+    page.keep({**record, "tried": 1000, "wrong": ["a wrong case"], "figures": figures}, kept)
+    page.keep({**record, "part": "first", "tried": 7, "wrong": [], "figures": {}}, kept)
+    text = kept.page.read_text(encoding="utf-8")
     assert "1,007 cases in 2 parts, 1 wrong." in text
     assert "- a wrong case" in text
     assert "races between" in text
     for cell in ("12,345", "1.23", "a \\| b", "| one | 1 |", "None."):
         assert cell in text, cell
     assert text.index("## first") < text.index("## second")
-    assert json.loads(store.read_text(encoding="utf-8"))["first"]["stamp"]["versions"]["torch"]
-    page.keep({**record, "tried": 1, "wrong": [], "figures": {}}, *kept)
-    assert "8 cases in 2 parts, 0 wrong." in written.read_text(encoding="utf-8")
+    assert json.loads(kept.records.read_text(encoding="utf-8"))["first"]["stamp"]["versions"]["torch"]
+    page.keep({**record, "tried": 1, "wrong": [], "figures": {}}, kept)
+    assert "8 cases in 2 parts, 0 wrong." in kept.page.read_text(encoding="utf-8")
+    readme = kept.readme.read_text(encoding="utf-8")
+    assert readme.startswith(f"before\n{page.START}8 cases in 2 parts, 0 wrong.\n\n| part ")
+    assert readme.endswith(f"|\n{page.END}\nafter\n")
+    assert "| first  |" in readme
+    kept.readme.write_text("no markers", encoding="utf-8")
+    with pytest.raises(ValueError, match="readme: expected the markers"):
+        page.write(kept)
+
+
+def test_pages_show_what_is_kept(tmp_path: Path) -> None:
+    shown = {path: path.read_text(encoding="utf-8") for path in (page.PATHS.page, page.PATHS.readme)}
+    copies = page.Paths(page.PATHS.records, tmp_path / "trust.md", tmp_path / "README.md", page.PATHS.results)
+    copies.readme.write_text(shown[page.PATHS.readme], encoding="utf-8")
+    page.write(copies)
+    for path, text in shown.items():
+        assert (tmp_path / path.name).read_text(encoding="utf-8") == text, "update it: python -m trust --page"
+    assert {record["part"] for record in page.stored()} == set(parts.names())
 
 
 CHECK = {
@@ -115,14 +139,14 @@ def test_page_shows_what_was_checked_on_a_gpu(tmp_path: Path) -> None:
         (tmp_path / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
     (tmp_path / "broken.json").write_text("{", encoding="utf-8")
     record = {"part": "first", "seconds": 90.0, "tried": 1, "wrong": [], "figures": {}}
-    paths = (tmp_path / "trust.records", tmp_path / "trust.md", tmp_path)
-    page.keep(record, *paths)
-    assert "are untested here" in paths[1].read_text(encoding="utf-8")
+    kept = paths(tmp_path)
+    page.keep(record, kept)
+    assert "are untested here" in kept.page.read_text(encoding="utf-8")
     later = {**CHECK["stamp"], "device": "NVIDIA Imaginary 9001", "date": "2026-11-21T10:00:00+00:00"}
     (tmp_path / "a later one.json").write_text(json.dumps({**CHECK, "stamp": later}), encoding="utf-8")
     (tmp_path / "check.json").write_text(json.dumps(CHECK), encoding="utf-8")
-    page.keep(record, *paths)
-    text = paths[1].read_text(encoding="utf-8")
+    page.keep(record, kept)
+    text = kept.page.read_text(encoding="utf-8")
     assert "are untested here" not in text
     assert text.index("### NVIDIA Imaginary 9000") < text.index("### NVIDIA Imaginary 9001") < text.index("## first")
     assert text.count("### NVIDIA") == 2

@@ -36,8 +36,10 @@ def test_finds_what_leaks_between_samples(monkeypatch: pytest.MonkeyPatch) -> No
     def leaking(cls_tokens: Tensor, *others: Any) -> Tensor:
         return mean(cls_tokens, *others) + 1e-6 * cls_tokens.mean()
 
-    model, x = isolation.built(isolation.MODELS["pooled"], "torch")
+    model, x = isolation.Setting("pooled", torch.float32, "torch", training=False, batch_invariant=False).built()
     assert not any(keys for _, keys in isolation.seen_bits(model, x, training=False))
     monkeypatch.setattr(torch_backend, "mean_over_rows", leaking)
     assert all("class token" in keys for _, keys in isolation.seen_bits(model, x, training=False))
     assert not all(same for key, same in isolation.batch_sizes(model, x, training=False) if key == "class token")
+    model.set_batch_invariant()
+    assert not any(keys for _, keys in isolation.seen_bits(model, x, training=False))

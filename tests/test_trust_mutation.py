@@ -14,7 +14,7 @@ pytest.importorskip("triton")
 from trust import killing, mutation, planting
 from trust.equivalent import EQUIVALENT
 from trust.killing import Case, Profile
-from trust.mutators import Mutant, mutants, planted
+from trust.mutators import CAST_DROPPED, Mutant, mutants, planted
 from trust.outcome import silent
 
 from septr_fast import folding
@@ -157,10 +157,20 @@ def test_a_case_that_fails_by_itself_is_no_judge() -> None:
 def test_order_of_cases() -> None:
     place = ("mlp", "load_bias")
     calls = frozenset([place])
-    profiles = [Profile(Case(kind, f"{kind} {i}", lambda: None), calls, i) for kind in "ab" for i in (2, 1, 0)]
+    far = killing.ADDRESSING
+    profiles = [Profile(Case(kind, f"{kind} {i}", lambda: None), calls, i) for kind in ("a", far) for i in (2, 1, 0)]
     others = [replace(profiles[0], calls=frozenset())]
-    names = [one.case.name for one in mutation.ordered([*profiles, *others], place, Counter({"b 2": 1}))]
-    assert names == ["b 2", "a 0", "b 0", "a 1", "b 1", "a 2"]
+
+    def names(mutant: Mutant, most: int) -> list[str]:
+        able = mutation.ordered([*profiles, *others], mutant, Counter({f"{far} 1": 1}), most)
+        return [one.case.name for one in able]
+
+    cast, *_, other = sorted(
+        mutants(place[0], planting.functions()[place]), key=lambda mutant: mutant.kind != CAST_DROPPED
+    )
+    assert names(other, 6) == [f"{far} 1", "a 0", f"{far} 0", "a 1", "a 2", f"{far} 2"]
+    assert names(other, 2) == ["a 0", f"{far} 0"]
+    assert names(cast, 2) == [f"{far} 1", "a 0", f"{far} 0", f"{far} 2"]
 
 
 def test_short_form() -> None:

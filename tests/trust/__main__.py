@@ -1,9 +1,8 @@
-"""`python -m trust`: run the corpus, write what came out to docs/trust.json and docs/trust.md."""
+"""`python -m trust`: run the corpus, write what came out to docs/trust.json, docs/trust.md and the README."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 
@@ -16,6 +15,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run what is asked for; 1 where anything is wrong."""
     os.environ["OMP_NUM_THREADS"] = "1"
     options = _parser().parse_args(arguments)
+    if options.page:
+        page.write()
+        return 0
     names = longest_first(options.part or parts.names())
     wrong = 0
     with tqdm(total=len(names), unit=" parts", file=sys.stderr) as bar:
@@ -36,8 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def longest_first(names: list[str]) -> list[str]:
     """`names` in the order in which the parts took long at their last run, so that none is left at the end alone."""
-    records = json.loads(page.RECORDS.read_text(encoding="utf-8")) if page.RECORDS.exists() else {}
-    return sorted(names, key=lambda name: -records.get(name, {}).get("seconds", float("inf")))
+    seconds = {record["part"]: record["seconds"] for record in page.stored()}
+    return sorted(names, key=lambda name: -seconds.get(name, float("inf")))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -47,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         "--full", action="store_true", default=True, help="the long form, which writes the page (default)"
     )
     form.add_argument("--short", dest="full", action="store_false", help="the form that the tests run; writes nothing")
+    form.add_argument("--page", action="store_true", help="run nothing: write the pages from what is kept")
     parser.add_argument("--part", action="append", choices=parts.names(), help="this part alone; may be repeated")
     parser.add_argument("--workers", type=int, default=2, help="parts that run at a time (default: 2)")
     parser.add_argument("--minutes", type=float, default=60, help="after which the run is ended (default: 60)")

@@ -114,12 +114,15 @@ def _copied(x: Tensor) -> Tensor:
 
 
 def places(moment: Moment, *, every: bool) -> Iterator[tuple[str, int]]:
-    """Tensors whose strides the kernel is told, and their dimensions of more than one place, or one of them in turn."""
+    """Tensors whose strides the kernel is told, and their dimensions of more than one place, or one of them in turn.
+
+    A dimension that is expanded, whose places are one, is among them: spread out, each holds the same values.
+    """
     for number, (pointer, tensor) in enumerate(moment.tensors.items()):
         strides = moment.described.arguments.get(f"{pointer.removesuffix('_ptr')}_strides")
         if strides is None or tuple(strides) != tensor.stride():
             continue
-        wide = [dimension for dimension, size in enumerate(tensor.shape) if size > 1 and tensor.stride(dimension)]
+        wide = [dimension for dimension, size in enumerate(tensor.shape) if size > 1]
         chosen = wide if every or not wide else [wide[number % len(wide)]]
         yield from ((pointer, dimension) for dimension in chosen)
 

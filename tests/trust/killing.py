@@ -29,6 +29,7 @@ from trust.outcome import Progress
 TESTS = Path(__file__).resolve().parent.parent
 OF_FOLDING = ("passes on PyTorch", "models on PyTorch", "tests of submodules")
 """How the kinds of cases begin that test the folding."""
+ADDRESSING = "addressing"
 CPU = torch.device("cpu")
 SLICES = attention_cases.tiles(block_c=16)
 """Configurations in which the features of a token are summed up in slices."""
@@ -72,7 +73,7 @@ def cases(full: bool) -> Iterator[Case]:
         ("operators", operators(), _operator, (0, 150)),
         ("passes on Triton", passes("triton"), _triton_pass, (0, 100)),
         ("passes on PyTorch", passes("torch"), check_torch_pass, (8, 60)),
-        ("models on PyTorch", models("torch"), check_model, (2, 30)),
+        ("models on PyTorch", models("torch"), check_model, (2, 60)),
     ):
         for number, drawn in enumerate(_drawn(strategy, counts[full]) if counts[full] else ()):
             yield Case(f"{source}: {_kind(drawn)}", f"{source} {number}: {drawn}", partial(check, drawn))
@@ -87,7 +88,8 @@ def cases(full: bool) -> Iterator[Case]:
     for moment in addressing.moments(rows=3, heads=3):
         for pointer, dimension in addressing.places(moment, every=True):
             name = f"addressing: {moment.name}, {pointer}, dimension {dimension}"
-            yield Case("addressing", name, partial(_far, moment, pointer, dimension), like=moment.name)
+            kind = ADDRESSING if moment.tensors[pointer].stride(dimension) else "addressing of what is expanded"
+            yield Case(kind, name, partial(_far, moment, pointer, dimension), like=moment.name)
     for file in ("test_submodules.py", "test_folding.py"):
         yield Case("tests of submodules", file, partial(_tests, file))
 
@@ -138,11 +140,11 @@ def _drawn(strategy: SearchStrategy[Any], count: int) -> list[Any]:
 
 
 def _kind(case: OperatorCase | PassCase | ModelCase) -> str:
-    """What a case is of and how it is padded."""
+    """What a case is of, and how it is padded or, of a model, its dtype."""
     if isinstance(case, OperatorCase):
         return f"{case.operator} {case.form}"
     if isinstance(case, ModelCase):
-        return "all"
+        return f"{'planned' if case.formulations is None else case.formulations[0]} in {case.dtypes[0]}"
     padded = "not" if case.padded is None else "along" if case.padded == case.axis else "across"
     return f"{case.formulation}, padded {padded}"
 

@@ -17,7 +17,7 @@ from trust import killing, planting
 from trust.equivalent import EQUIVALENT
 from trust.judging import FaultError
 from trust.killing import Profile
-from trust.mutators import Mutant
+from trust.mutators import CAST_DROPPED, Mutant
 from trust.outcome import Outcome, Progress
 
 NAME = "mutation"
@@ -64,31 +64,35 @@ def run(full: bool, progress: Progress) -> Outcome:
     fates = []
     for mutant in mutants:
         place = mutant.module, mutant.function
-        fates.append(fate(mutant, ordered(profiles, place, kills[place], most)))
+        fates.append(fate(mutant, ordered(profiles, mutant, kills[place], most)))
         if fates[-1].found is not None:
             kills[place][fates[-1].by] += 1
         progress(1)
     return judged(fates, full)
 
 
-def ordered(
-    profiles: Sequence[Profile], place: tuple[str, str], kills: Counter[str], most: int = CASES
-) -> list[Profile]:
-    """Cases that call a function: those that found most faults in it, then the quickest of each kind in turn.
+def ordered(profiles: Sequence[Profile], mutant: Mutant, kills: Counter[str], most: int = CASES) -> list[Profile]:
+    """Cases that call a mutant's function: those that found most faults in it, then the quickest of each kind in turn.
+
+    Where a cast is dropped, which may matter to one stride of one tensor alone, all cases of addressing come on top.
 
     Args:
         profiles: of all cases.
-        place: module and name of the function.
-        kills: how many of its mutants were found, by the names of cases.
+        mutant: that is to be found.
+        kills: how many mutants of the same function were found, by the names of cases.
         most: cases to give.
     """
+    place = mutant.module, mutant.function
     able = sorted((profile for profile in profiles if place in profile.calls), key=lambda profile: profile.seconds)
     turns: Counter[str] = Counter()
     turn = {}
     for profile in able:
         turn[profile.case.name] = turns[profile.case.kind]
         turns[profile.case.kind] += 1
-    chosen = sorted(able, key=lambda profile: turn[profile.case.name])[:most]
+    able.sort(key=lambda profile: turn[profile.case.name])
+    chosen = able[:most]
+    if mutant.kind == CAST_DROPPED:
+        chosen += [profile for profile in able[most:] if profile.case.kind == killing.ADDRESSING]
     return sorted(chosen, key=lambda profile: -kills[profile.case.name])
 
 

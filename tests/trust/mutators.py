@@ -31,6 +31,7 @@ ARITHMETIC: dict[type[ast.operator], type[ast.operator]] = {
 }
 FUNCTIONS = {"maximum": "minimum", "max": "min", "sum": "max", "exp2": "exp"}
 REDUCTIONS = ("sum", "max")
+CAST_DROPPED = "cast dropped"
 NEUTRAL = ("disable_licm", "num_stages", "warp_specialize")
 """Arguments that change the speed alone."""
 
@@ -155,7 +156,7 @@ def _mask_parts(parent: ast.AST, node: ast.AST, _: set[str]) -> Iterator[Change]
 
 def _casts(parent: ast.AST, node: ast.AST, _: set[str]) -> Iterator[Change]:
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "to":
-        yield "cast dropped", node.func.value
+        yield CAST_DROPPED, node.func.value
 
 
 def _comparisons(parent: ast.AST, node: ast.AST, _: set[str]) -> Iterator[Change]:

@@ -1,9 +1,10 @@
-"""The page of figures, docs/trust.md, written from what runs of the corpus have kept in docs/trust.json."""
+"""The page of figures, docs/trust.md, and the README's part, written from what runs have kept in docs/trust.json."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,27 @@ from benchmarks import gpu_figures
 from benchmarks.stamp import ROOT, stamp
 from septr_fast.report.tables import markdown
 
-RECORDS = ROOT / "docs" / "trust.json"
-PAGE = ROOT / "docs" / "trust.md"
-RESULTS = ROOT / "benchmarks" / "results"
+START, END = "<!-- trust -->\n", "<!-- end of trust -->"
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where things lie.
+
+    Attributes:
+        records: JSON file of all records.
+        page: to write.
+        readme: whose part between the markers is to be written.
+        results: folder with the files of GPUs that were checked.
+    """
+
+    records: Path = ROOT / "docs" / "trust.json"
+    page: Path = ROOT / "docs" / "trust.md"
+    readme: Path = ROOT / "README.md"
+    results: Path = ROOT / "benchmarks" / "results"
+
+
+PATHS = Paths()
 
 HEAD = """# Trust
 
@@ -37,25 +56,33 @@ ON_GPU = f"""## On a GPU
 there. Other GPUs, and other versions of Triton, are untested."""
 
 
-def keep(record: dict[str, Any], records: Path = RECORDS, page: Path = PAGE, results: Path = RESULTS) -> None:
-    """Put the record of a part in the place of its last one, and write the page anew.
-
-    Args:
-        record: of `trust.runner`: part, what, cannot, tried, wrong, figures and seconds.
-        records: JSON file of all records.
-        page: to write.
-        results: folder with the files of GPUs that were checked.
-    """
-    kept = json.loads(records.read_text(encoding="utf-8")) if records.exists() else {}
+def keep(record: dict[str, Any], paths: Paths = PATHS) -> None:
+    """Put the record of a part (see `trust.runner`) in the place of its last one, and write everything anew."""
+    kept = {one["part"]: one for one in stored(paths)}
     kept[record["part"]] = {**record, "stamp": stamp(torch.device("cpu"))}
-    records.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n", encoding="utf-8")
-    in_order = list(dict(sorted(kept.items())).values())
-    page.write_text(text(in_order, gpu_figures.checks(results)), encoding="utf-8")
+    paths.records.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n", encoding="utf-8")
+    write(paths)
+
+
+def write(paths: Paths = PATHS) -> None:
+    """Write the page and the README's part from what is stored."""
+    records = stored(paths)
+    paths.page.write_text(text(records, gpu_figures.checks(paths.results)), encoding="utf-8")
+    before, _, rest = paths.readme.read_text(encoding="utf-8").partition(START)
+    _, found, after = rest.partition(END)
+    if not found:
+        raise ValueError(f"readme: expected the markers {START!r} and {END!r} in {paths.readme}")
+    paths.readme.write_text(f"{before}{START}{brief(records)}\n{END}{after}", encoding="utf-8")
+
+
+def stored(paths: Paths = PATHS) -> list[dict[str, Any]]:
+    """The records of all parts, in the order of their names; none where there is no file."""
+    kept = json.loads(paths.records.read_text(encoding="utf-8")) if paths.records.exists() else {}
+    return [kept[name] for name in sorted(kept)]
 
 
 def text(records: list[dict[str, Any]], checks: Sequence[dict[str, Any]] = ()) -> str:
     """The page of `records`, and of `checks` of GPUs."""
-    tried, wrong = (sum(record["tried"] for record in records), sum(len(record["wrong"]) for record in records))
     header = ("part", "tried", "wrong", "minutes", "what is tried", "what it cannot find")
     rows = [
         (
@@ -68,9 +95,28 @@ def text(records: list[dict[str, Any]], checks: Sequence[dict[str, Any]] = ()) -
         )
         for record in records
     ]
-    total = f"{tried:,} cases in {len(records)} parts, {wrong} wrong."
-    sections = [HEAD, total, markdown(header, rows), _compiled(checks), *(_section(record) for record in records)]
+    sections = [
+        HEAD,
+        _total(records),
+        markdown(header, rows),
+        _compiled(checks),
+        *(_section(record) for record in records),
+    ]
     return "\n\n".join(sections) + "\n"
+
+
+def brief(records: list[dict[str, Any]]) -> str:
+    """What the README tells of `records`."""
+    rows = [
+        (record["part"], record.get("what", ""), f"{record['tried']:,}", str(len(record["wrong"])))
+        for record in records
+    ]
+    return "\n\n".join([_total(records), markdown(("part", "what is tried", "tried", "wrong"), rows)])
+
+
+def _total(records: list[dict[str, Any]]) -> str:
+    tried, wrong = (sum(record["tried"] for record in records), sum(len(record["wrong"]) for record in records))
+    return f"{tried:,} cases in {len(records)} parts, {wrong} wrong."
 
 
 def _compiled(checks: Sequence[dict[str, Any]]) -> str:

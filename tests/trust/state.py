@@ -23,7 +23,7 @@ WHAT = (
 CANNOT = "Changes from another thread in the middle of a call; a change of a kind that is not among the rules."
 
 OPERATIONS = [name for name, value in vars(Life).items() if callable(value) and name[0] != "_" and name != "fault"]
-LONG, SHORT = (60, 50), (3, 25)
+LONG, SHORT = ((6, 500), (30, 50)), ((3, 25),)
 """Runs of the machine, and operations in each at most."""
 
 Count = Callable[[str], None]
@@ -92,7 +92,8 @@ def run(full: bool, progress: Progress) -> Outcome:
         happened[name] += 1
         progress(1)
 
-    wrong = lives(*(LONG if full else SHORT), count)
+    orders = LONG if full else SHORT
+    wrong = [fault for runs, steps in orders for fault in lives(runs, steps, count)]
     changes = happened.total()
     stopped = 0
     for name, fault in interruptions.cases(step=2 if full else 101):
@@ -109,6 +110,7 @@ def run(full: bool, progress: Progress) -> Outcome:
     wrong += together.workers("fork", 2) + together.workers("spawn", 2 if full else 1)
     figures = {
         "changes between two calls": changes,
+        "changes in a row, at most": max(steps for _, steps in orders),
         "kinds of changes": len(happened),
         "calls that were stopped": stopped,
         "calls from 8 threads": 8 * rounds,
