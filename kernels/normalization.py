@@ -56,7 +56,8 @@ def standardize(y, offs_d, eps, WIDTH: tl.constexpr):
     """The tokens `y` normalized, zero beyond `WIDTH`, and their factors r."""
     centred = tl.where((offs_d < WIDTH)[None, :], y - (tl.sum(y, 1) / WIDTH)[:, None], 0.0)
     variance = tl.sum(centred * centred, 1) / WIDTH
-    r = tl.where(variance < float("inf"), tl.rsqrt(variance + eps), float("nan"))
+    # variance - variance is zero, or NaN where the variance is infinite
+    r = tl.rsqrt(variance + eps + (variance - variance))
     return centred * r[:, None], r
 
 

@@ -93,6 +93,22 @@ def draw(
     return inputs._replace(query=inputs.query * head_dim**-0.5, cls_query=inputs.cls_query * head_dim**-0.5)
 
 
+def draw_far_below_zero(form: Form, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Inputs:
+    """Inputs whose scores are all below -1000, such that their products are exact in float32 and with them the scores.
+
+    The grid has 2 × 2 sequences of 7 tokens along its width; heads have 16 features.
+    """
+    inputs = draw(form, grid_shape("width", length=7, batch=2), 16, device, dtype)
+    inputs = inputs.changed(lambda x: (4 * x).round() / 64)
+    direction = torch.ones(16, device=device, dtype=dtype)
+    return inputs._replace(
+        query=inputs.query - 10 * direction.repeat(form.heads),
+        cls_query=inputs.cls_query - 10 * direction.repeat(form.heads),
+        key=inputs.key + 16 * direction.repeat(form.key_heads),
+        cls_key=inputs.cls_key + 16 * direction.repeat(form.key_heads),
+    )
+
+
 def grid_shape(axis: str, length: int, rows: int = 2, batch: int = 1) -> tuple[int, int, int]:
     """`(batch, height, width)` of `rows` sequences of `length` tokens along `axis`."""
     return (batch, length, rows) if axis == "height" else (batch, rows, length)

@@ -21,6 +21,7 @@ from attention_cases import (
     Inputs,
     check,
     draw,
+    draw_far_below_zero,
     grid_shape,
     output_gradients,
     plain_attention,
@@ -163,16 +164,7 @@ def test_gradient_of_a_sum(form: Form, axis: str, device: torch.device) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @EITHER
 def test_scores_far_below_zero(form: Form, dtype: torch.dtype, device: torch.device) -> None:
-    """The data are such that all products are exact in float32, and with them the scores."""
-    inputs = draw(form, grid_shape("width", length=7, batch=2), 16, device, dtype)
-    inputs = inputs.changed(lambda x: (4 * x).round() / 64)
-    direction = torch.ones(16, device=device, dtype=dtype)
-    far = inputs._replace(
-        query=inputs.query - 10 * direction.repeat(form.heads),
-        cls_query=inputs.cls_query - 10 * direction.repeat(form.heads),
-        key=inputs.key + 16 * direction.repeat(form.key_heads),
-        cls_key=inputs.cls_key + 16 * direction.repeat(form.key_heads),
-    )
+    far = draw_far_below_zero(form, device, dtype)
     assert plain_attention(*far, form.heads, "width")[2].max() < -1000
     with launch.override(tiles()):
         check(far, form.heads, "width")

@@ -12,7 +12,7 @@ pytest.importorskip("triton")
 import triton
 import triton.language as tl
 from septr_fast.kernels import launch
-from trust import addressing
+from trust import addressing, far_parts, planting
 from trust.outcome import silent
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -71,3 +71,12 @@ def test_other_values_are_found() -> None:
     expected = addressing.replayed(one, one.tensors)[0]
     changed = replace(one, tensors={**one.tensors, "x_ptr": one.tensors["x_ptr"] + 1})
     assert "other values in x_ptr, out_ptr" in str(addressing.fault(changed, expected, "out_ptr", 0))
+
+
+def test_narrow_offsets_of_parts_are_found() -> None:
+    dropped = "normalization.normalize_kernel: cast dropped: offs_m.to(tl.int64) -> offs_m"
+    mutant = next(mutant for mutant in planting.everything() if mutant.name == dropped)
+    (found,) = (one for one in addressing.moments(rows=1, heads=1) if one.name == "normalize")
+    assert far_parts.fault(found.described, found.tensors) is None
+    with planting.applied(mutant):
+        assert "int32 overflow in mul" in str(far_parts.fault(found.described, found.tensors))

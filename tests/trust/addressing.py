@@ -19,14 +19,19 @@ from triton.runtime.errors import InterpreterError
 
 from septr_fast.folding import Direct, LowRank, Merged
 from septr_fast.lengths import Lengths
+from trust import far_parts
 from trust.outcome import Outcome, Progress
 
 NAME = "addressing"
 WHAT = (
     "Launches of every kernel, forward and backward, repeated with one tensor's one dimension spread out so that its "
-    "places are more than 2³¹ elements apart: the same bits, every access at an element, no 32-bit overflow."
+    "places are more than 2³¹ elements apart: the same bits, every access at an element, no 32-bit overflow. Packed "
+    "buffers of more than 2³¹ elements, of which the last program writes its part."
 )
-CANNOT = "Tensors that a kernel takes to be packed, which no stride can spread: they would need that much memory."
+CANNOT = (
+    "Packed tensors that no stride can spread, where they take more memory than a buffer whose parts belong to single "
+    "programs."
+)
 
 CPU = torch.device("cpu")
 ROOM = 1 << 14
@@ -60,6 +65,11 @@ def run(full: bool, progress: Progress) -> Outcome:
             found = fault(moment, expected, pointer, dimension)
             wrong += [] if found is None else [f"{name}, {pointer} spread out in dimension {dimension}: {found}"]
             progress(1)
+        if name in far_parts.KERNELS:
+            tried[f"{name}, parts"] += 1
+            found = far_parts.fault(moment.described, moment.tensors)
+            wrong += [] if found is None else [f"{name}: {found}"]
+            progress(1)
     figures = {"elements between two places": FAR, "launches by kernel": dict(sorted(tried.items()))}
     return Outcome(tried.total(), wrong, figures)
 
@@ -72,32 +82,33 @@ def moments(rows: int, heads: int) -> list[Moment]:
     """
     sizes: dict[str, Any] = {"shape": (3, rows, 3), "heads": heads, "dim_head": 4, "dim": 8, "mlp_dim": 8}
     padded = Lengths("width", torch.tensor([3, 2, 3]))
-    kinds: list[tuple[Any, dict[str, Any], Lengths | None, bool]] = [
-        (Merged, {}, None, True),
-        (Merged, {}, None, False),
-        (Direct, {}, padded, False),
-        (LowRank, {"channels": 2}, None, False),
-        (Direct, {"class_only": True}, padded, False),
+    kinds: list[tuple[str, Any, dict[str, Any], Lengths | None, bool]] = [
+        ("", Merged, {}, None, True),
+        ("", Merged, {}, None, False),
+        ("", Direct, {}, padded, False),
+        ("", LowRank, {"channels": 2}, None, False),
+        (", one sequence", LowRank, {"channels": 2, "shape": (1, 1, 3)}, None, False),
+        ("", Direct, {"class_only": True}, padded, False),
     ]
     found: dict[str, Moment] = {}
-    for kind, changes, lengths, fused in kinds:
+    for of, kind, changes, lengths, fused in kinds:
         torch.manual_seed(0)
         whole = pass_cases.draw(kind, "width", CPU, **{**sizes, **changes})
         gradients, case = whole.output_gradients(), replace(whole, lengths=lengths)
         form = {"attention_form": launch.Config({"FUSED": int(fused)})}
-        with launch.override({**pass_cases.TILES, **form}), remembered(found):
+        with launch.override({**pass_cases.TILES, **form}), remembered(found, of):
             pass_cases.step(case, "triton", gradients)
     return list(found.values())
 
 
 @contextmanager
-def remembered(found: dict[str, Moment]) -> Iterator[None]:
-    """Keep the first launch of each name, with copies of its tensors."""
+def remembered(found: dict[str, Moment], of: str) -> Iterator[None]:
+    """Keep the first launch of each name, `of` its end, with copies of its tensors."""
     run_kernel = launch.run
 
     def remembering(described: launch.Launch, device: torch.device) -> None:
         form = {True: "", False: ", values apart"}[described.arguments.get("SHARED", True)]
-        name = described.name + form
+        name = described.name + form + of
         if name not in found:
             tensors = {argument: x for argument, x in described.arguments.items() if isinstance(x, Tensor)}
             found[name] = Moment(name, described, {argument: _copied(x) for argument, x in tensors.items()})

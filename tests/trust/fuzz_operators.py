@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -78,9 +78,14 @@ def _axis_attention(case: OperatorCase, seed: int) -> Triple:
     inputs = Inputs(*(None if x is None else laid_out(x, case.layout, case.axis) for x in drawn))
     output_gradients = attention_cases.output_gradients(inputs, form.heads, case.axis)
     gradients = [laid_out(x, case.gradient_layout, case.axis) for x in output_gradients]
+    return attention_triple(inputs, form, case.axis, gradients)
+
+
+def attention_triple(inputs: Inputs, form: Form, axis: str, gradients: Sequence[Tensor]) -> Triple:
+    """Attention's results and the gradients of its inputs, from the outputs' `gradients`."""
 
     def results(attention: Callable[..., Any], operands: Inputs) -> Results:
-        found = attention_cases.step(attention, operands, form.heads, case.axis, gradients)
+        found = attention_cases.step(attention, operands, form.heads, axis, gradients)
         return attention_cases.with_one_lse(found)
 
     exact = inputs.changed(Tensor.double)

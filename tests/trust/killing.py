@@ -13,16 +13,17 @@ import attention_cases
 import pass_cases
 import pytest
 import torch
+from attention_cases import FORMS
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.strategies import SearchStrategy
 from septr_fast.kernels import launch
 from torch import Tensor
 
 from septr_fast.folding import Direct, LowRank, Merged
-from trust import addressing, memory, planting
+from trust import accuracy, addressing, far_parts, memory, planting
 from trust.fuzz_cases import FORMULATIONS, ModelCase, OperatorCase, PassCase, models, operators, passes
 from trust.fuzz_models import check_model, check_torch_pass
-from trust.fuzz_operators import TILES, check_triton_pass, operator_triple
+from trust.fuzz_operators import TILES, attention_triple, check_triton_pass, operator_triple
 from trust.judging import FaultError, Triple, judge
 from trust.outcome import Progress
 
@@ -82,6 +83,8 @@ def cases(full: bool) -> Iterator[Case]:
         yield Case("whole passes", f"whole passes: {kind}, fused {fused}", partial(_whole, kind, fused, change, length))
     if not full:
         return
+    for kind, name, check in _special():
+        yield Case(kind, name, check)
     for number in range(4 * len(memory.KINDS)):
         kind = f"memory: {memory.KINDS[number % len(memory.KINDS)]}"
         yield Case(kind, f"memory {number}", partial(_traced, number))
@@ -90,8 +93,22 @@ def cases(full: bool) -> Iterator[Case]:
             name = f"addressing: {moment.name}, {pointer}, dimension {dimension}"
             kind = ADDRESSING if moment.tensors[pointer].stride(dimension) else "addressing of what is expanded"
             yield Case(kind, name, partial(_far, moment, pointer, dimension), like=moment.name)
+        if moment.name in far_parts.KERNELS:
+            yield Case(ADDRESSING, f"addressing: {moment.name}, parts", partial(_far_parts, moment))
     for file in ("test_submodules.py", "test_folding.py"):
         yield Case("tests of submodules", file, partial(_tests, file))
+
+
+def _special() -> Iterator[tuple[str, str, Callable[[], object]]]:
+    """What is seldom drawn: whole tiles of keys that are padded, wide tiles, a class of scores; by kind and name."""
+    for formulation in ("direct", "merged"):
+        padded = accuracy.pass_case(formulation, ("float32", "float32"), 1.0)
+        padded = replace(padded, shape=(2, 2, 32), padded=padded.axis)
+        yield "padded tiles", f"padded tiles: {padded}", partial(_triton_pass, padded)
+    wide = replace(accuracy.operator_case("mlp", ("float32", "float32"), 1.0), shape=(1, 2, 17), dim=136)
+    yield "wide tiles", f"wide tiles: {wide}", partial(_operator, wide)
+    for name in ("merged", "direct"):
+        yield "scores far below zero", f"scores far below zero: {name}", partial(_far_below_zero, name)
 
 
 def profiled(all_cases: Sequence[Case], progress: Progress) -> list[Profile]:
@@ -187,6 +204,25 @@ def _traced(number: int) -> None:
 
 def _far(moment: addressing.Moment, pointer: str, dimension: int) -> None:
     found = addressing.fault(moment, addressing.replayed(moment, moment.tensors)[0], pointer, dimension)
+    if found is not None:
+        raise FaultError(found)
+
+
+def _far_below_zero(name: str) -> None:
+    """All scores so low that the exponential of one of zero, of a key that is none, is infinite."""
+    form = FORMS[name]
+
+    def draw(seed: int) -> Triple:
+        torch.manual_seed(seed)
+        inputs = attention_cases.draw_far_below_zero(form, CPU)
+        return attention_triple(inputs, form, "width", attention_cases.output_gradients(inputs, form.heads, "width"))
+
+    with launch.override(TILES):
+        judge(draw, 1)
+
+
+def _far_parts(moment: addressing.Moment) -> None:
+    found = far_parts.fault(moment.described, moment.tensors)
     if found is not None:
         raise FaultError(found)
 

@@ -126,7 +126,7 @@ def draw(number: int) -> Drawn:
         return Drawn(name, lambda: _attention(inputs, form.heads, axis, gradients), False, False)
     classes = {"direct": Direct, "class-only": Direct, "low-rank": LowRank}
     sizes = {"heads": random.randint(1, 3), "dim_head": random.choice((4, 12)), "dim": random.choice((8, 12, 24))}
-    sizes |= {"mlp_dim": random.choice((8, 17, 40)), "channels": random.choice((1, 2)) if kind == "low-rank" else 1}
+    sizes |= {"mlp_dim": random.choice((8, 17, 40)), "channels": random.choice((1, 2, 3)) if kind == "low-rank" else 1}
     case = pass_cases.draw(
         classes.get(kind, Merged),
         axis,

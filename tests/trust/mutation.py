@@ -31,8 +31,8 @@ CANNOT = "Faults of several places at once, of launchers and tables, and whether
 LONG, SHORT = 320, 8
 SHARE, SHORT_SHARE = 0.95, 0.75
 """Of mutants that have to be found."""
-CASES, SHORT_CASES = 60, 5
-"""A mutant is run through at most so many, of all kinds in turn."""
+CASES, SHORT_CASES, EQUIVALENT_CASES = 60, 5, 15
+"""A mutant is run through at most so many, of all kinds in turn; one that is said to be equivalent through fewer."""
 SECONDS = 120.0
 """After which a case is taken not to end; whole cases take a few."""
 
@@ -64,7 +64,8 @@ def run(full: bool, progress: Progress) -> Outcome:
     fates = []
     for mutant in mutants:
         place = mutant.module, mutant.function
-        fates.append(fate(mutant, ordered(profiles, mutant, kills[place], most)))
+        cases = ordered(profiles, mutant, kills[place], most)
+        fates.append(fate(mutant, cases[:EQUIVALENT_CASES] if mutant.name in EQUIVALENT else cases))
         if fates[-1].found is not None:
             kills[place][fates[-1].by] += 1
         progress(1)

@@ -144,7 +144,8 @@ def _masks(parent: ast.AST, node: ast.AST, _: set[str]) -> Iterator[Change]:
         yield "mask dropped", ast.Call(node.func, node.args, rest)
     if isinstance(keywords.get("other"), ast.Constant):
         others = [keyword for keyword in node.keywords if keyword.arg != "other"]
-        yield "other changed", ast.Call(node.func, node.args, [*others, ast.keyword("other", ast.Constant(1.0))])
+        changed = ast.Constant(0.0 if keywords["other"].value == 1.0 else 1.0)
+        yield "other changed", ast.Call(node.func, node.args, [*others, ast.keyword("other", changed)])
         yield "other dropped", ast.Call(node.func, node.args, others)
 
 
