@@ -25,6 +25,10 @@ EQUIVALENT: dict[str, str] = {
         "The same values are loaded a second time, for the sake of the registers."
     ),
     "attention_backward.axis_attention_bwd_query_kernel: cast dropped: grad.to(tl.float32) -> grad (2)": _PRODUCT,
+    "class_attention_kernels.load_statistics: other changed: tl.load(ptrs, mask=mask_h, other=0.0) -> "
+    "tl.load(ptrs, mask=mask_h, other=1.0)": (
+        "Queries and gradients of heads behind the last are zero: finite probabilities of theirs add nothing."
+    ),
     "class_attention_kernels.class_attention_bwd_kernel: cast dropped: tl.arange(0, BLOCK_D).to(tl.int64) -> "
     "tl.arange(0, BLOCK_D)": "Wherever they become offsets, in load_tokens and store_tokens, they are widened again.",
     "folding.fold_low_rank: cast dropped: cls_token.to(dtype) -> cls_token": (
