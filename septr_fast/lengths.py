@@ -91,7 +91,8 @@ def _as_tensor(lengths: Sequence[int] | Tensor) -> Tensor:
         check_dense(lengths, "lengths")
         return lengths
     try:
-        return torch.as_tensor(lengths, dtype=None if len(lengths) else torch.int64)
+        tensor = torch.as_tensor(lengths)
+        return tensor if tensor.numel() else tensor.to(torch.int64)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"lengths: expected integers, one for each sample, got {lengths!r}: {error}") from error
 
