@@ -22,6 +22,7 @@ from septr_fast.block import SepTrBlock, Size, per_transformer
 from septr_fast.inputs import check_input
 from septr_fast.lengths import Lengths, check_axis, clear, one_by_one
 from septr_fast.plan import Plan, Step
+from septr_fast.recording import records
 
 __all__ = ["AttentionMaps", "Features", "SepTr", "SepTrBlock", "SeparableTr", "Size"]
 
@@ -246,7 +247,14 @@ class SepTr(reference.SepTr):
         """Logits and class tokens of what `_enter` gives."""
         for block, steps in zip(self.blocks, self._steps, strict=True):
             grid, cls_token = block.transform(grid, cls_token, steps, valid)
-        return self.fc(cls_token), cls_token
+        return self._logits(cls_token), cls_token
+
+    def _logits(self, cls_token: Tensor) -> Tensor:
+        """`fc`; without gradients on a CPU a sample at a time, since a product of several may round otherwise."""
+        plain = type(self.fc) is nn.Linear and not (self.fc._forward_hooks or self.fc._forward_pre_hooks)
+        if plain and cls_token.device.type == "cpu" and not torch.is_grad_enabled() and not records():
+            return torch.cat([self.fc(one) for one in cls_token.split(1)])
+        return self.fc(cls_token)
 
     def _plan(self) -> list[tuple[Step, Step]]:
         """The steps of every block."""
@@ -274,8 +282,9 @@ class SepTr(reference.SepTr):
         keep the device busy; in training the weights are folded, and kept folded, for each sample. A compiled or
         exported graph then serves one batch size.
 
-        Otherwise products run over whole batches, and their kernels are chosen by size. Neighbours still change
-        nothing. Batch sizes may change the last bits, save for the class token in evaluation on a CPU.
+        Otherwise products run over whole batches, and their kernels are chosen by size: neighbours still change
+        nothing, but the number of samples may change the last bits. Without gradients on a CPU it does not, unless
+        `fc` has hooks or is no plain `nn.Linear`.
         """
         self.batch_invariant = enable
 

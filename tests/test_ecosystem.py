@@ -222,6 +222,17 @@ def test_submodules_that_are_called(first: str) -> None:
     assert called == ["transformer.0.pool", *projection, "fc", ""]
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_hook_on_the_classifier_sees_the_batch(when: str) -> None:
+    """Also where it would be called for each sample."""
+    model, seen = SepTr(**CONFIG).eval(), []
+    register = model.fc.register_forward_pre_hook if when == "before" else model.fc.register_forward_hook
+    register(lambda _, given, *__: seen.append(len(given[0])))
+    with torch.no_grad():
+        model(spectrograms(CONFIG, 3, torch.float32))
+    assert seen == [3]
+
+
 def test_submodules_of_a_block_that_are_called() -> None:
     block = SepTrBlock(2, (6, 4), 2, 8, 4, (2, 2), project=True, reconstruct=True, dim=8, formulation="direct")
     called, _ = watched(block)

@@ -25,8 +25,8 @@ WHAT = (
     "or other neighbours in a batch, and its size, leave the bits of a sample alone."
 )
 CANNOT = (
-    "What a GPU's own products do. Only `set_batch_invariant` promises the same bits in a batch of any size; without "
-    "it a table says how often they were the same."
+    "What a GPU's own products do. The same bits in a batch of any size are promised without gradients on a CPU, and "
+    "elsewhere by `set_batch_invariant`; without it a table says how often they were the same."
 )
 
 VALUES = {"NaN": float("nan"), "infinity": float("inf"), "-infinity": -float("inf"), "1e18": 1e18}
@@ -173,9 +173,9 @@ class Setting:
         mode = "training" if self.training else "evaluation"
         return f"{mode}, {self.backend}{', batch-invariant' if self.batch_invariant else ''}"
 
-    def promises(self, key: str) -> bool:
-        """Whether a result has the same bits in a batch of any size: all where asked for, else one alone."""
-        return self.batch_invariant or (self.backend == "torch" and not self.training and key == "class token")
+    def promises(self) -> bool:
+        """Whether results have the same bits in a batch of any size: where asked for, else without gradients."""
+        return self.batch_invariant or (self.backend == "torch" and not self.training)
 
     def built(self) -> tuple[SepTr, Tensor]:
         """A model that returns its class token, and three spectrograms."""
@@ -236,9 +236,9 @@ def run(full: bool, progress: Progress) -> Outcome:
             for key, same in batch_sizes(model, x, training=setting.training):
                 tried["other sizes of the batch"] += 1
                 progress(1)
-                of = key, setting.kind(), setting.promises(key)
+                of = key, setting.kind(), setting.promises()
                 sizes[of] = (*sizes.get(of, ()), same)
-                if setting.promises(key) and not same:
+                if setting.promises() and not same:
                     wrong.append(f"{setting}: the bits of the {key} change with the size of the batch")
     shares = [
         {
