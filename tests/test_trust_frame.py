@@ -86,7 +86,8 @@ def test_page(tmp_path: Path) -> None:
         assert cell in text, cell
     assert text.index("## first") < text.index("## second")
     assert json.loads(kept.records.read_text(encoding="utf-8"))["first"]["stamp"]["versions"]["torch"]
-    page.keep({**record, "tried": 1, "wrong": [], "figures": {}}, kept)
+    page.keep({**record, "tried": 1, "wrong": [], "figures": {}, "stamp": {**CHECK["stamp"], "commit": "abc"}}, kept)
+    assert "commit abc;" in kept.page.read_text(encoding="utf-8")
     assert "8 cases in 2 parts, 0 wrong." in kept.page.read_text(encoding="utf-8")
     readme = kept.readme.read_text(encoding="utf-8")
     assert readme.startswith(f"before\n{page.START}8 cases in 2 parts, 0 wrong.\n\n| part ")

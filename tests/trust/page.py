@@ -57,9 +57,12 @@ there. Other GPUs, and other versions of Triton, are untested."""
 
 
 def keep(record: dict[str, Any], paths: Paths = PATHS) -> None:
-    """Put the record of a part (see `trust.runner`) in the place of its last one, and write everything anew."""
+    """Put the record of a part (see `trust.runner`) in the place of its last one, and write everything anew.
+
+    A record without a stamp gets one. As keeping changes the checkout, a run takes its stamp before.
+    """
     kept = {one["part"]: one for one in stored(paths)}
-    kept[record["part"]] = {**record, "stamp": stamp(torch.device("cpu"))}
+    kept[record["part"]] = {"stamp": stamp(torch.device("cpu")), **record}
     paths.records.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n", encoding="utf-8")
     write(paths)
 
