@@ -100,7 +100,9 @@ def test_autocast(dtype: torch.dtype, device: torch.device) -> None:
 
 
 def test_evaluation_and_recomputation_give_the_same_bits(device: torch.device) -> None:
+    """Up to the classifier, which a CPU computes a sample at a time in evaluation."""
     _, model, x = triton_model({**TINY, "input_size": (2, 3)}, device)
+    model.fc = nn.Identity()
     wanted = gradients(model, x)
     model.set_grad_checkpointing()
     assert_same(gradients(model, x), wanted)
