@@ -14,7 +14,7 @@ test: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n $(WORKERS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n $(WORKERS) --dist worksteal
 
 trust: $(STAMP)
 	OMP_NUM_THREADS=1 PYTHONPATH=tests:. $(BIN)/python -m trust --workers $(WORKERS)
@@ -26,7 +26,7 @@ format: $(STAMP)
 # Versions and hashes of all that is installed for development, but for torch, whose files differ by platform.
 pins:
 	$(PYTHON) -m venv build/pins
-	build/pins/bin/python -m pip install --quiet uv
+	build/pins/bin/python -m pip install --quiet --no-compile uv
 	echo torch > build/pins/excluded.txt
 	printf '%s\n' $(NEEDED_BY_TORCH) | build/pins/bin/uv pip compile setup.py - --extra dev --extra speech \
 		--constraint constraints.txt --excludes build/pins/excluded.txt --universal --python-version 3.11 \
@@ -35,10 +35,10 @@ pins:
 # What torch brings along is installed anew, from files with known hashes.
 $(STAMP): setup.py constraints.txt requirements.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
-	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --only-binary :all: --force-reinstall \
+	$(BIN)/python -m pip install --quiet --no-compile "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --no-compile --require-hashes --no-deps --only-binary :all: --force-reinstall \
 		--requirement requirements.txt
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps --no-build-isolation --editable .
 	touch $@
 
 clean:

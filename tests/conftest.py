@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="where the kernels' tests run: cpu interprets, cuda compiles")
-    parser.addoption("--long", action="store_true", help="also what takes the interpreter minutes")
+    parser.addoption("--long", action="store_true", help="also what takes minutes")
     parser.addoption("--update-counts", action="store_true", help="store what test_counts.py counts")
 
 

@@ -127,7 +127,7 @@ def test_summary_says_what_the_numbers_say() -> None:
     forward, training = summary.sentences(cpu_run())
     assert forward == (
         "Forward pass, default model 128x128, batch 1, float32: SepTr takes 1.50 s, the reference 6.00 s: "
-        "4.00 times as long (3.60 to 4.80). Less time than SepTr took: AST | tiny (in 1 of 1)."
+        "4.00 times as long (3.60 to 4.80). Less time than SepTr took: AST | tiny."
     )
     assert training == (
         "Training step, default model 64x64, batch 2, float32: SepTr takes 1.50 s, the reference 4.50 s: "
@@ -137,9 +137,11 @@ def test_summary_says_what_the_numbers_say() -> None:
 
 def test_summary_over_several_cases() -> None:
     other = replace(BASE, case="another", shape="default, 64x64", size=(64, 64))
-    results = [BASE, beside(BASE, "reference", 4.0), other, beside(other, "reference", 2.5)]
+    results = [BASE, beside(BASE, "reference", 4.0), beside(BASE, "AST", 0.5)]
+    results += [other, beside(other, "reference", 2.5), beside(other, "AST", 2.0)]
     (sentence,) = summary.sentences(cpu_run(results=results))
-    assert "In all 2 cases the reference takes 2.50 to 4.00 times as long." in sentence
+    assert "In both cases the reference takes 2.50 to 4.00 times as long." in sentence
+    assert sentence.endswith("Less time than SepTr took: AST (in 1 of 2 cases).")
     assert summary.model_size(other) == "default, 64x64 model"
 
 

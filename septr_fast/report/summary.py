@@ -78,9 +78,8 @@ def _range(run: Run, group: str) -> Iterator[str]:
     found = [other for results in run.cases(group).values() if (other := baseline(results)) is not None]
     ratios = [other.ratio for other in found if other.model == found[0].model and other.ratio is not None]
     if len(ratios) > 1:
-        yield (
-            f"In all {len(ratios)} cases {_the(found[0])} takes {min(ratios):.2f} to {max(ratios):.2f} times as long."
-        )
+        cases = "both" if len(ratios) == 2 else f"all {len(ratios)}"
+        yield f"In {cases} cases {_the(found[0])} takes {min(ratios):.2f} to {max(ratios):.2f} times as long."
 
 
 def _faster(run: Run, group: str) -> Iterator[str]:
@@ -89,8 +88,11 @@ def _faster(run: Run, group: str) -> Iterator[str]:
     cases = Counter(result.model for result in timed)
     wins = Counter(result.model for result in timed if result.ratio is not None and result.ratio < 1)
     if wins:
-        named = (f"{model} (in {count} of {cases[model]})" for model, count in wins.items())
-        yield f"Less time than SepTr took: {'; '.join(named)}."
+        yield f"Less time than SepTr took: {', '.join(_often(model, wins[model], cases[model]) for model in wins)}."
+
+
+def _often(model: str, wins: int, cases: int) -> str:
+    return model if wins == cases else f"{model} (in {wins} of {cases} cases)"
 
 
 def model_size(result: Result) -> str:
