@@ -26,7 +26,7 @@ WHAT = (
 CANNOT = "Whether a GPU's tensor cores and approximate exponentials err as the interpreter does."
 
 SCALES = (0.1, 1.0, 3.0, 8.0)
-DRAWS = 4
+DRAWS = 3
 """At each scale in the long form."""
 SHAPE = (2, 2, 19)
 MODELS = ("square", "many channels", "single full head", "uneven pooling")
