@@ -34,7 +34,7 @@ WHAT = (
 )
 CANNOT = "Races between the threads of a program, and what compiling makes of a kernel: this is Triton's interpreter."
 
-LONG, SHORT = 10_000, 300
+LONG, SHORT = 10_000, 200
 """Launches that are traced at least."""
 ORDERS = 5
 CPU = torch.device("cpu")
