@@ -21,6 +21,7 @@ from septr_fast.folding import Direct, LowRank, Merged, Mlp
 from septr_fast.inputs import autocasts, check_input, check_placement
 from septr_fast.lengths import Lengths
 from septr_fast.lengths import read as read_lengths
+from septr_fast.linear import call
 from septr_fast.plan import FORMULATIONS, Step, TransformerShape, choose
 from septr_fast.recording import records
 from septr_fast.reference import Attention, FeedForward, Transformer, size_pair
@@ -214,7 +215,7 @@ class SepTrBlock(reference.SepTrBlock):
         rounded = autocast and parameter_dtype != torch.float64
         compute_dtype = torch.get_autocast_dtype(device_type) if rounded else parameter_dtype
         if self.project and not low_rank:
-            grid = self.projection(grid)
+            grid = call(self.projection, grid)
         owned = self.project
         with torch.autocast(device_type, enabled=False) if autocast else nullcontext():
             folded = self._folded(steps, cls_token, compute_dtype)

@@ -21,6 +21,7 @@ from septr_fast.attention_maps import AttentionMaps, MapRecorder, check_queries
 from septr_fast.block import SepTrBlock, Size, per_transformer
 from septr_fast.inputs import check_input
 from septr_fast.lengths import Lengths, check_axis, clear, one_by_one
+from septr_fast.linear import call, is_plain
 from septr_fast.plan import Plan, Step
 from septr_fast.recording import records
 
@@ -251,10 +252,9 @@ class SepTr(reference.SepTr):
 
     def _logits(self, cls_token: Tensor) -> Tensor:
         """`fc`; without gradients on a CPU a sample at a time, since a product of several may round otherwise."""
-        plain = type(self.fc) is nn.Linear and not (self.fc._forward_hooks or self.fc._forward_pre_hooks)
-        if plain and cls_token.device.type == "cpu" and not torch.is_grad_enabled() and not records():
+        if is_plain(self.fc) and cls_token.device.type == "cpu" and not torch.is_grad_enabled() and not records():
             return torch.cat([self.fc(one) for one in cls_token.split(1)])
-        return self.fc(cls_token)
+        return call(self.fc, cls_token)
 
     def _plan(self) -> list[tuple[Step, Step]]:
         """The steps of every block."""

@@ -109,3 +109,74 @@ def test_long_sums_are_as_exact_as_those_of_pytorch() -> None:
     exact = F.linear(x.double(), weight.double())
     ours, plain = ((function(x, weight) - exact).abs().max() for function in (linear, F.linear))
     assert ours <= 2 * plain
+
+
+HALVES = (torch.bfloat16, torch.float16)
+ODD_SHAPES = [(34, 33, 64), (1224, 68, 64), (1224, 3, 100), (64, 645, 35), (1224, 64, 35)]
+"""Rows, inputs and outputs of which a product, or that of its gradient, leaked on a processor with AMX."""
+
+
+def half_inputs(rows: int, width: int, outputs: int, dtype: torch.dtype) -> list[torch.Tensor]:
+    shapes = ((rows, width), (outputs, width), (outputs,))
+    return [torch.randn(shape).to(dtype).requires_grad_() for shape in shapes]
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize(("rows", "width", "outputs"), ODD_SHAPES)
+def test_half_precision_equals_linear_with_its_gradients(
+    rows: int, width: int, outputs: int, dtype: torch.dtype
+) -> None:
+    arguments = half_inputs(rows, width, outputs, dtype)
+    direction = torch.randn(rows, outputs).to(dtype)
+    exact = F.linear(*(tensor.double() for tensor in arguments))
+    result = linear(*arguments)
+    assert result.is_contiguous()
+    wanted = [exact, *torch.autograd.grad(exact, arguments, direction.double())]
+    found = [result, *torch.autograd.grad(result, arguments, direction)]
+    plain = F.linear(*arguments)
+    theirs = [plain, *torch.autograd.grad(plain, arguments, direction)]
+    for one, other, true in zip(found, theirs, wanted, strict=True):
+        assert one.dtype == dtype
+        assert one.shape == true.shape
+        assert (one - true).norm() <= 1.1 * (other - true).norm()
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize(("rows", "width", "outputs"), ODD_SHAPES)
+def test_nan_stays_in_its_rows(rows: int, width: int, outputs: int, dtype: torch.dtype) -> None:
+    x, weight, bias = half_inputs(rows, width, outputs, dtype)
+    direction = torch.ones(rows, outputs, dtype=dtype)
+    direction[rows // 2 :] = float("nan")
+    (gradient,) = torch.autograd.grad(linear(x, weight, bias), x, direction)
+    with torch.no_grad():
+        x[rows // 2 :] = float("nan")
+        results = [linear(x, weight), linear(x, weight, bias), gradient]
+    results.append(linear(x, weight, bias).detach())
+    for result in results:
+        assert result[: rows // 2].isfinite().all()
+        assert result[rows // 2 :].isnan().all()
+
+
+def test_sums_in_half_precision_are_of_whole_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_HAS_ONEDNN", True)
+    seen: list[tuple[torch.dtype, torch.Size]] = []
+
+    def watched(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        seen.append((x.dtype, weight.shape))
+        return torch._C._nn.linear(x, weight, bias)
+
+    monkeypatch.setattr(F, "linear", watched)
+    layer = torch.nn.Linear(68, 35)
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            module.call(layer, torch.randn(5, 68))
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                assert module.call(layer, torch.randn(5, 68)).shape == (5, 35)
+    bfloat16 = layer.bfloat16()
+    module.call(bfloat16, torch.randn(5, 68).bfloat16())
+    layer.register_forward_hook(lambda *_: torch.zeros(3))
+    assert module.call(bfloat16, torch.randn(5, 68).bfloat16()).shape == (3,)
+    float32, plain, wide = torch.float32, (35, 68), (64, 96)
+    shapes = [plain, wide, plain, (35, 96), wide, plain]
+    dtypes = [*4 * [float32], *2 * [torch.bfloat16]]
+    assert seen == list(zip(dtypes, map(torch.Size, shapes), strict=True))

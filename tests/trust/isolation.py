@@ -36,8 +36,10 @@ PIXELS = {**VALUES, "1e30": 1e30}
 PLACES = ("tokens", "cls_token", "positions", "gradient")
 LARGE = {"input_size": (16, 24), "depth": 2, "heads": 4, "dim_head": 64, "dim": 64, "mlp_dim": 128}
 """Large enough for several chunks of rows and for oneDNN's products."""
+ODD = {"channels": 71, "input_size": (8, 48), "num_classes": 35, "heads": 3, "dim_head": 20, "dim": 44, "mlp_dim": 68}
+"""No size is a multiple of a tile's."""
 TINY = {"input_size": (3, 5), "num_classes": 4, "depth": 1, "heads": 2, "dim_head": 8, "mlp_dim": 16, "dim": 16}
-CONFIGS = {"small": SMALL["wide"], "pooled": SMALL["uneven pooling"], "large": LARGE}
+CONFIGS = {"small": SMALL["wide"], "pooled": SMALL["uneven pooling"], "large": LARGE, "odd": ODD}
 ON_TRITON = {"tiny": TINY}
 SEEN = 1
 """The sample of a batch of three that is looked at; its neighbours change."""
@@ -132,15 +134,18 @@ def model_spreads(full: bool) -> Iterator[tuple[str, list[str]]]:
                 yield f"{name} in a pixel, model {formulation or 'planned'} on {backend}", wrong
 
 
-def outcome_of(model: SepTr, x: Tensor, *, training: bool) -> Results:
-    """Logits and class tokens; in training also the input's gradient."""
+def outcome_of(model: SepTr, x: Tensor, *, training: bool, others: float = 1.0) -> Results:
+    """Logits and class tokens; in training also the input's gradient, of what is one in `SEEN` and else `others`."""
     if not training:
         with torch.no_grad():
             logits, cls_token = model.eval()(x)
         return {"logits": logits, "class token": cls_token}
     leaf = x.clone().requires_grad_()
     logits, cls_token = model.train()(leaf)
-    (gradient,) = torch.autograd.grad([logits, cls_token], leaf, [torch.ones_like(logits), torch.ones_like(cls_token)])
+    directions = [torch.full_like(out, others) for out in (logits, cls_token)]
+    for direction in directions:
+        direction[SEEN : SEEN + 1] = 1.0
+    (gradient,) = torch.autograd.grad([logits, cls_token], leaf, directions)
     return {"logits": logits.detach(), "class token": cls_token.detach(), "input's gradient": gradient}
 
 
@@ -191,7 +196,7 @@ def settings(full: bool) -> Iterator[Setting]:
     for backend, configs in {"torch": CONFIGS, "triton": ON_TRITON}.items():
         few = backend == "triton" and not full
         for name in configs:
-            for dtype in (torch.float32, torch.bfloat16) if full else (torch.float32,):
+            for dtype in (torch.float32, torch.bfloat16) if full or name == "odd" else (torch.float32,):
                 for training in (False,) if few else (False, True):
                     for batch_invariant in (True,) if few else (False, True):
                         yield Setting(name, dtype, backend, training, batch_invariant)
@@ -202,7 +207,14 @@ def seen_bits(model: SepTr, x: Tensor, *, training: bool) -> Iterator[tuple[str,
     wanted = outcome_of(model, x, training=training)
     for name, changed in neighbours(x):
         found = outcome_of(model, changed, training=training)
-        yield name, [key for key in wanted if not torch.equal(found[key][SEEN], wanted[key][SEEN])]
+        yield name, _changed(found, wanted)
+    if training:
+        found = outcome_of(model, x, training=True, others=float("nan"))
+        yield "neighbours with a gradient of NaN", _changed(found, wanted)
+
+
+def _changed(found: Results, wanted: Results) -> list[str]:
+    return [key for key in wanted if not torch.equal(found[key][SEEN], wanted[key][SEEN])]
 
 
 def batch_sizes(model: SepTr, x: Tensor, *, training: bool) -> Iterator[tuple[str, bool]]:
