@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from septr_fast import freed_memory
 from septr_fast.folding import NO_DROPOUT, Direct, Dropout, LowRank, Merged, Mlp
 from septr_fast.lengths import Lengths, keys, mean_over_rows, within
 from septr_fast.linear import linear
@@ -259,6 +260,7 @@ def _chunks(rows: Tensor, bytes_per_row: int, *per_sample: Tensor) -> Iterator[t
         yield rows, *per_sample
         return
     if rows.device.type == "cpu":
+        freed_memory.keep()
         budget = CPU_TRAINING_CHUNK_BYTES if torch.is_grad_enabled() else CPU_CHUNK_BYTES
     else:
         budget = DEVICE_CHUNK_BYTES
