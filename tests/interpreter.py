@@ -2,8 +2,9 @@
 
 The interpreter keeps bfloat16 as bit patterns of 16-bit integers: its casts truncate, its arithmetic and its
 products work on the patterns. It computes TF32 products in float32, gives zeros where a masked load leaves
-values undefined, lets int32 wrap, and with NumPy 2.4 no argument can bound a loop. `install` mends each, and
-`test_interpreter.py` says when the stock interpreter no longer needs it.
+values undefined, lets int32 wrap, and with NumPy 2.4 no argument can bound a loop. Its products are summed up in an
+order that depends on the processor and on how an operand lies in memory: scores differ between the passes, which no
+GPU does. `install` mends each, and `test_interpreter.py` says when the stock interpreter no longer needs it.
 """
 
 from __future__ import annotations
@@ -48,6 +49,12 @@ def round_to_tf32(values: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
         rounded = ((bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
     return np.where(np.isnan(values), values, rounded)
+
+
+def product_in_turn(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """`left @ right` in float32, each value's terms added one after another, on every processor."""
+    left, right = (np.ascontiguousarray(x, dtype=np.float32) for x in (left, right))
+    return np.einsum("...mk,...kn->...mn", left, right)
 
 
 def install() -> None:
@@ -148,7 +155,10 @@ def _mend_products(stock: Any) -> None:
         return handle
 
     def faithful_dot(self: Any, a: Any, b: Any, accumulator: Any, precision: Any, *rest: Any) -> Any:
-        return dot(self, operand(a, precision), operand(b, precision), accumulator, precision, *rest)
+        a, b = operand(a, precision), operand(b, precision)
+        if accumulator.data.dtype == np.float32 and a.data.dtype.itemsize > 1 < b.data.dtype.itemsize:
+            return stock.TensorHandle(product_in_turn(a.data, b.data) + accumulator.data, accumulator.dtype.scalar)
+        return dot(self, a, b, accumulator, precision, *rest)
 
     builder.create_dot = faithful_dot
 

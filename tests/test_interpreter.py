@@ -9,7 +9,7 @@ import textwrap
 import numpy as np
 import pytest
 import torch
-from interpreter import permuted_programs, round_to_tf32
+from interpreter import permuted_programs, product_in_turn, round_to_tf32
 
 triton = pytest.importorskip("triton")
 tl = triton.language
@@ -152,6 +152,26 @@ def test_16_bit_products_accumulate_in_float32(dtype: torch.dtype) -> None:
     oracle = a.double() @ b.double()
     error = (launch_dot(a, b, "tf32").double() - oracle).abs().max()
     assert error <= 64 * torch.finfo(torch.float32).eps * (a.double().abs() @ b.double().abs()).max()
+
+
+@pytest.mark.parametrize("left", ["contiguous", "transposed"])
+@pytest.mark.parametrize("right", ["contiguous", "transposed"])
+@pytest.mark.parametrize("terms", [3, 16, 40])
+def test_products_are_summed_in_turn(terms: int, left: str, right: str) -> None:
+    """As a GPU does, whatever the processor and wherever the operands lie."""
+    a, b = (torch.randn(sizes) for sizes in ((16, terms), (terms, 32)))
+    expected = torch.zeros(16, 32)
+    for column, row in zip(a.T, b, strict=True):
+        expected = expected + column[:, None] * row
+    a, b = (x.T.contiguous().T if how == "transposed" else x for x, how in ((a, left), (b, right)))
+    assert np.array_equal(product_in_turn(a.numpy(), b.numpy()), expected.numpy())
+
+
+def test_a_product_and_its_transpose_have_the_same_bits() -> None:
+    a, b = torch.randn(64, 64), torch.randn(64, 64)
+    transposed = launch_dot(b.T.contiguous(), a.T.contiguous(), "ieee")
+    assert torch.equal(launch_dot(a, b, "ieee"), transposed.T)
+    assert np.array_equal(launch_dot(a, b, "ieee").numpy(), product_in_turn(a.numpy(), b.numpy()))
 
 
 def test_tf32_rounding() -> None:

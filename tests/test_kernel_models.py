@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 pytest.importorskip("triton")
 
+from judging import farther
 from pass_cases import TILES
 from septr_fast.kernels import launch
 from tolerance import assert_all_as_good
@@ -68,11 +69,7 @@ def assert_as_good_as_either(
     A rounding in an early transformer reaches all values of a later one, so that a tensor's mean error is
     nearer to one draw than to a mean: one plain model may fall short of another by a fifth.
     """
-    farther = {
-        name: max((x[name] for x in plain), key=lambda x, name=name: (x.double() - oracle[name]).abs().sum().item())
-        for name in oracle
-    }
-    assert_all_as_good(results, farther, oracle)
+    assert_all_as_good(results, farther(plain, oracle), oracle)
 
 
 @pytest.mark.parametrize(("config", "formulation", "dtype"), MODELS_COMPARED.values(), ids=MODELS_COMPARED)

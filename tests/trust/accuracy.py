@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from compare import gradients, pair, spectrograms
+from judging import FaultError, Measure, Triple, by_norm, by_rule, joined, judge
 from pass_cases import TILES
 from septr_fast.kernels import launch
 
@@ -15,7 +16,6 @@ from benchmarks.shapes import SMALL
 from trust.curves import train_beside_the_reference
 from trust.fuzz_cases import FORMULATIONS, MIXED, OPERATORS, OperatorCase, PassCase
 from trust.fuzz_operators import operator_triple, pass_triple
-from trust.judging import FaultError, Measure, Triple, by_norm, by_rule, joined, judge
 from trust.outcome import Outcome, Progress
 
 NAME = "accuracy"

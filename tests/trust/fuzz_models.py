@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from compare import pair
+from judging import Measure, Results, Triple, by_norm, by_rule, farther, in_float64, judge
 from pass_cases import TILES
 from septr_fast.kernels import launch
 from test_lengths import alone
@@ -18,7 +19,6 @@ from septr_fast import SepTr, folding, functional, reference
 from septr_fast.lengths import Lengths, clear
 from trust.fuzz_cases import DTYPES, ModelCase, PassCase
 from trust.fuzz_operators import grid_shape, laid_out, padded_lengths
-from trust.judging import Measure, Results, Triple, by_norm, by_rule, farther, in_float64, judge
 
 IN_PADDING = float("nan")
 CLASSES = 3

@@ -13,6 +13,7 @@ import test_kernel_mlp as mlp_cases
 import test_kernel_normalization as normalization_cases
 import torch
 from attention_cases import FORMS, Form, Inputs, axis_attention, plain_attention
+from judging import Results, Triple, judge
 from septr_fast.kernels import launch
 from septr_fast.kernels.class_attention import class_attention
 from token_grids import arranged
@@ -21,7 +22,6 @@ from torch import Tensor
 from septr_fast.folding import Direct, LowRank, Merged
 from septr_fast.lengths import Lengths
 from trust.fuzz_cases import DTYPES, OperatorCase, PassCase
-from trust.judging import Results, Triple, judge
 
 ALL_FORMS = {**FORMS, "one head": Form(1, 1, True), "one merged head": Form(1, 1, False)}
 KINDS = {"direct": Direct, "merged": Merged, "low-rank": LowRank, "class-only": Direct}

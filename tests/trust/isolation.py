@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from compare import gradients, pair
+from judging import Results
 from pass_cases import TILES
 from septr_fast.kernels import launch
 from torch import Tensor
@@ -16,7 +17,6 @@ from benchmarks.shapes import SMALL
 from septr_fast import SepTr
 from trust.fuzz_cases import AXES, FORMULATIONS, PassCase
 from trust.fuzz_models import Operands, expected_pass, run_pass
-from trust.judging import Results
 from trust.outcome import Outcome, Progress
 
 NAME = "isolation"

@@ -16,6 +16,7 @@ import torch
 from attention_cases import FORMS
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.strategies import SearchStrategy
+from judging import FaultError, Triple, judge
 from septr_fast.kernels import launch
 from torch import Tensor
 
@@ -24,7 +25,6 @@ from trust import accuracy, addressing, far_parts, memory, planting
 from trust.fuzz_cases import FORMULATIONS, ModelCase, OperatorCase, PassCase, models, operators, passes
 from trust.fuzz_models import check_model, check_torch_pass
 from trust.fuzz_operators import TILES, attention_triple, check_triton_pass, operator_triple
-from trust.judging import FaultError, Triple, judge
 from trust.outcome import Progress
 
 TESTS = Path(__file__).resolve().parent.parent

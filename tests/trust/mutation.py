@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
+from judging import FaultError
+
 from trust import killing, planting
 from trust.equivalent import EQUIVALENT
-from trust.judging import FaultError
 from trust.killing import Profile
 from trust.mutators import CAST_DROPPED, Mutant
 from trust.outcome import Outcome, Progress

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from compare import gradients
+from judging import Results
 from pass_cases import TILES
 from septr_fast.kernels import launch
 from torch import Tensor
@@ -19,7 +20,6 @@ from torch.nn.functional import cross_entropy
 from benchmarks.shapes import SMALL
 from septr_fast import SepTr
 from trust.isolation import LARGE, TINY
-from trust.judging import Results
 from trust.outcome import Outcome, Progress
 
 NAME = "repeat"

@@ -1,28 +1,35 @@
-"""Whether results are as good as plain PyTorch's, where shapes are drawn and some tensors hold a few values.
+"""Whether results are as good as plain PyTorch's, on more draws of their operands where one falls short by little.
 
 The mean error of a few values is as much a matter of chance as of the code, and so is the largest error where one
-draw of the operands is far harder than the others. So a case that falls short by little is judged again, on many other
-draws of its operands together and on still more: chance goes, a fault stays.
+draw of the operands is far harder than the others. Plain PyTorch's own errors, which set the limits, differ from
+processor to processor. So a case that falls short by little is judged again, on many other draws of its operands
+together and on still more: chance goes, a fault stays.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
 from compare import relative_error
-from tolerance import errors_and_limits, with_few_joined
+from tolerance import (
+    Results,
+    ShortfallError,
+    Triple,
+    errors_and_limits,
+    kept_comparisons,
+    share_of_allowed,
+    with_few_joined,
+)
 from torch import Tensor
 
-Results = dict[str, Tensor]
-Triple = tuple[Results, Results, Results]
-"""Results in question, plain PyTorch's in the same dtype, and in float64."""
 Measure = Callable[[Tensor, Tensor, Tensor], float]
 """How many times an error is what is allowed."""
 
 AGAIN = ((8, 30.0), (64, 3.0))
 """Draws together on which a case is judged again, in turn, and how many times what is allowed is no chance any more."""
+FIRST_SEED = 20221107
+"""Of every test."""
 EXACT = 1e-9
 """Relative error allowed in float64."""
 
@@ -34,13 +41,13 @@ class FaultError(AssertionError):
 def by_rule(result: Tensor, plain: Tensor, oracle: Tensor) -> float:
     """By the rule of `tolerance.shortfall`."""
     found = errors_and_limits(result, plain, oracle)
-    return max((_share(error, limit) for error, limit in found.values()), default=0.0)
+    return max((share_of_allowed(error, limit) for error, limit in found.values()), default=0.0)
 
 
 def by_norm(result: Tensor, plain: Tensor, oracle: Tensor) -> float:
     """By the norm of all errors: at most twice plain PyTorch's, plus one rounding of every value."""
     error, plain_error = ((x.detach().double() - oracle).norm().item() for x in (result, plain))
-    return _share(error, 2 * plain_error + torch.finfo(result.dtype).eps * oracle.norm().item())
+    return share_of_allowed(error, 2 * plain_error + torch.finfo(result.dtype).eps * oracle.norm().item())
 
 
 def in_float64(result: Tensor, plain: Tensor, oracle: Tensor) -> float:
@@ -62,11 +69,41 @@ def judge(draw: Callable[[int], Triple], seed: int, measure: Measure = by_rule) 
     share, where = worst(draw(seed), measure)
     if share <= 1:
         return False
+    _judge_again(lambda draws: [joined([draw(x) for x in _seeds(seed, draws)])], share, where, measure)
+    return True
+
+
+def judge_test(run: Callable[[], object], fallen_short: ShortfallError) -> None:
+    """Run a test on more draws of what it draws with PyTorch, and raise `FaultError` where it falls short on them too.
+
+    Args:
+        run: the test.
+        fallen_short: what it raised.
+    """
+
+    def kept(seed: int) -> list[Triple]:
+        torch.manual_seed(seed)
+        with kept_comparisons() as found:
+            run()
+        return found
+
+    def draw(draws: int) -> list[Triple]:
+        return [joined(group) for group in zip(*map(kept, _seeds(0, draws)), strict=True)]
+
+    _judge_again(draw, fallen_short.share, str(fallen_short), by_rule)
+
+
+def _seeds(first: int, draws: int) -> range:
+    return range(1000 * first + 1, 1000 * first + 1 + draws)
+
+
+def _judge_again(draw: Callable[[int], Sequence[Triple]], share: float, where: str, measure: Measure) -> None:
+    """Judge each of several comparisons on many draws together."""
     for draws, chance in AGAIN:
         if share <= chance:
-            share, where = worst(joined([draw(1000 * seed + more) for more in range(1, 1 + draws)]), measure)
+            share, where = max(worst(triple, measure) for triple in draw(draws))
         if share <= 1:
-            return True
+            return
     raise FaultError(f"{where}: {share:.3g} times the error that is allowed")
 
 
@@ -84,12 +121,6 @@ def farther(plains: Sequence[Results], oracle: Results) -> Results:
 
 def _summed_error(x: Tensor, oracle: Tensor) -> float:
     return (x.double() - oracle).abs().sum().item()
-
-
-def _share(error: float, limit: float) -> float:
-    if not math.isfinite(error):
-        return math.inf
-    return error / limit if limit > 0 else math.inf if error > 0 else 0.0
 
 
 def worst(triple: Triple, measure: Measure) -> tuple[float, str]:
