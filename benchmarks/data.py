@@ -16,7 +16,7 @@ CLIPS = 32
 """Most clips that are read."""
 
 NOISE_CLASSES = 35
-NOISE_BATCHES = 3
+NOISE_BATCHES = 12
 
 
 def blank(case: Case) -> tuple[Tensor, ...]:

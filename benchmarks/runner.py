@@ -63,7 +63,7 @@ class Runner:
         self.results: list[Result] = []
         self.not_run: list[NotRun] = []
         self.compile_seconds: list[float] = []
-        self._exact: dict[tuple[str, str, int], tuple[parity.Outcome, parity.Errors]] = {}
+        self._exact: dict[tuple[str, str, int, int], tuple[parity.Outcome, parity.Errors]] = {}
         self._beside: tuple[Case, Task, float] | None = None
 
     def run(self, benchmark: Any, case: Case, name: str) -> None:
@@ -104,7 +104,7 @@ class Runner:
         kernel = models.attention(name, case, self.device)
         context = partial(models.settings, case, self.device, kernel)
         stream = self.source.batches(case, models.dtype(case))
-        error = self._check(model, case, name, next(stream), context)
+        error = self._check(model, case, name, stream, context)
         task = models.task(model, case, self.device, kernel)
         start = time.monotonic()
         used, kept = self._memory(model, task, case, name, next(stream), context)
@@ -141,13 +141,44 @@ class Runner:
         benchmark.extra_info.update(asdict(found))
 
     def _check(
-        self, model: nn.Module, case: Case, name: str, inputs: tuple[Tensor, ...], context: parity.Context
+        self,
+        model: nn.Module,
+        case: Case,
+        name: str,
+        stream: Iterator[tuple[Tensor, ...]],
+        context: parity.Context,
     ) -> float:
         """The largest error of the outputs; raise `ParityError` where they, or the gradients, are not right."""
+        unit = torch.finfo(torch.bfloat16 if case.precision == "autocast" else models.dtype(case)).eps
+        unit = 2.0**-10 if case.precision == "tf32" else unit
+        compiled = name in cases.COMPILED and case.precision == "float32"
+        check = partial(parity.check, unit=unit, name=f"{case.name}, {name}", compiled=compiled)
+        comparison = self._compare(model, case, name, next(stream), context, 0)
+        try:
+            check(comparison)
+        except parity.ParityError as error:
+            if not error.share <= parity.CHANCE:
+                raise
+            draws = range(1, 1 + parity.AGAIN)
+            others = [self._compare(model, case, name, next(stream), context, draw) for draw in draws]
+            comparison = parity.together(others)
+            check(comparison)
+        return comparison.found.outputs
+
+    def _compare(
+        self,
+        model: nn.Module,
+        case: Case,
+        name: str,
+        inputs: tuple[Tensor, ...],
+        context: parity.Context,
+        draw: int,
+    ) -> parity.Comparison:
+        """A model on the batch `draw` of a case."""
         *given, labels = inputs
         wanted = labels if case.training else None
         kind = name if name in cases.PATCH_MODELS else cases.REFERENCE
-        key = case.name, kind, min(case.batch, parity.SAMPLES)
+        key = case.name, kind, min(case.batch, parity.SAMPLES), draw
         if key not in self._exact:
             if not any(name == case.name for name, *_ in self._exact):
                 self._exact.clear()
@@ -161,13 +192,9 @@ class Runner:
         self.notify(f"{case.name}: {name}, is it right?")
         start = time.monotonic()
         found = parity.errors(parity.outcome(model, tuple(given), wanted, context), exact)
-        if name in cases.COMPILED:
+        if name in cases.COMPILED and draw == 0:
             self.compile_seconds.append(time.monotonic() - start)
-        unit = torch.finfo(torch.bfloat16 if case.precision == "autocast" else models.dtype(case)).eps
-        unit = 2.0**-10 if case.precision == "tf32" else unit
-        compiled = name in cases.COMPILED and case.precision == "float32"
-        parity.check(found, plain_errors, exact, unit, f"{case.name}, {name}", compiled=compiled)
-        return found.outputs
+        return parity.Comparison(found, plain_errors, exact.outputs.abs().max().item())
 
     def _memory(
         self,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -177,13 +179,48 @@ def test_a_planted_wrong_result_is_refused(case: Case, change: float, monkeypatc
 
 
 def test_compiled_code_has_a_limit_of_its_own() -> None:
-    wanted = parity.Outcome(torch.tensor([1.0, -0.5]), None)
-    plain, off, wrong = (parity.Errors(value, None) for value in (1e-7, 9e-6, 1.1e-5))
+    off, wrong, undefined = (compared(value) for value in (9e-6, 1.1e-5, float("nan")))
     unit = torch.finfo(torch.float32).eps
-    parity.check(off, plain, wanted, unit, "compiled", compiled=True)
-    for found, compiled in ((off, False), (wrong, True), (parity.Errors(float("nan"), None), True)):
+    parity.check(off, unit, "compiled", compiled=True)
+    for found, compiled in ((off, False), (wrong, True), (undefined, True)):
         with pytest.raises(parity.ParityError, match="Nothing was timed"):
-            parity.check(found, plain, wanted, unit, "refused", compiled=compiled)
+            parity.check(found, unit, "refused", compiled=compiled)
+
+
+def compared(error: float, plain: float = 1e-7) -> parity.Comparison:
+    return parity.Comparison(parity.Errors(error, None), parity.Errors(plain, None), 1.0)
+
+
+def test_errors_on_several_batches_are_the_largest() -> None:
+    found = parity.together([compared(1e-7, 3e-7), compared(2e-7, 1e-7)])
+    assert found == parity.Comparison(parity.Errors(2e-7, None), parity.Errors(3e-7, None), 1.0)
+    undefined = parity.together([compared(1e-7), compared(float("nan")), compared(1e-7)])
+    assert undefined.found.outputs != undefined.found.outputs
+    gradients = [parity.Comparison(*2 * [parity.Errors(0.0, error)], 1.0) for error in (2e-7, 1e-7)]
+    assert parity.together(gradients).found == parity.Errors(0.0, 2e-7)
+
+
+@pytest.mark.parametrize(
+    ("calls", "change", "is_right"),
+    [(1, 2e-6, True), (1, 1.0, False), (99, 2e-6, False)],
+    ids=["a little on one batch", "far on one batch", "a little on all"],
+)
+def test_what_is_off_by_little_is_judged_on_other_batches(
+    calls: int, change: float, is_right: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = models.build
+    seen = itertools.count(1)
+
+    def unlucky(*arguments: Any, **options: Any) -> nn.Module:
+        model = build(*arguments, **options)
+        model.register_forward_hook(lambda _, __, logits: logits + (change if next(seen) <= calls else 0.0))
+        return model
+
+    monkeypatch.setattr(models, "build", unlucky)
+    timer = Timer()
+    with nullcontext() if is_right else pytest.raises(parity.ParityError, match="the outputs are off"):
+        runner().run(timer, FORWARD, OURS)
+    assert bool(timer.timed) == is_right
 
 
 def test_a_planted_wrong_gradient_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

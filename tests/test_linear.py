@@ -128,10 +128,11 @@ def test_half_precision_equals_linear_with_its_gradients(
 ) -> None:
     arguments = half_inputs(rows, width, outputs, dtype)
     direction = torch.randn(rows, outputs).to(dtype)
-    exact = F.linear(*(tensor.double() for tensor in arguments))
+    doubled = [tensor.detach().double().requires_grad_() for tensor in arguments]
+    exact = F.linear(*doubled)
     result = linear(*arguments)
     assert result.is_contiguous()
-    wanted = [exact, *torch.autograd.grad(exact, arguments, direction.double())]
+    wanted = [exact, *torch.autograd.grad(exact, doubled, direction.double())]
     found = [result, *torch.autograd.grad(result, arguments, direction)]
     plain = F.linear(*arguments)
     theirs = [plain, *torch.autograd.grad(plain, arguments, direction)]
