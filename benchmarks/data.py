@@ -16,7 +16,7 @@ CLIPS = 32
 """Most clips that are read."""
 
 NOISE_CLASSES = 35
-NOISE_BATCHES = 12
+NOISE_BATCHES = 3
 
 
 def blank(case: Case) -> tuple[Tensor, ...]:
@@ -51,18 +51,24 @@ class Source:
     def batches(self, case: Case, dtype: torch.dtype) -> Iterator[tuple[Tensor, ...]]:
         """Inputs and labels without end, the same ones in the same order every time; in training they differ."""
         for index in itertools.count():
-            yield tuple(x.to(self.device) for x in self._batch(case, index, dtype))
+            yield self._batch(case, index, dtype)
+
+    def drawn(self, case: Case, dtype: torch.dtype, draw: int) -> tuple[Tensor, ...]:
+        """Normal inputs and labels, other ones for every `draw`."""
+        torch.manual_seed(1 + draw)
+        labels = torch.arange(case.batch) % self.num_classes(case)
+        if case.group in cases.PARTS:
+            inputs: tuple[Tensor, ...] = parts.inputs(case.group, case.config, case.batch, torch.device("cpu"), dtype)
+        else:
+            inputs = (torch.randn(case.batch, case.channels, *case.size).to(dtype),)
+        return tuple(x.to(self.device) for x in (*inputs, labels))
 
     def _batch(self, case: Case, index: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        if self.shows_clips(case):
-            clips = self._clips(case)
-            rows = torch.arange(index * case.batch, (index + 1) * case.batch) % len(clips.labels)
-            return clips.spectrograms[rows].to(dtype), clips.labels[rows]
-        torch.manual_seed(1 + index % NOISE_BATCHES)
-        labels = torch.arange(case.batch) % NOISE_CLASSES
-        if case.group in cases.PARTS:
-            return *parts.inputs(case.group, case.config, case.batch, torch.device("cpu"), dtype), labels
-        return torch.randn(case.batch, case.channels, *case.size).to(dtype), labels
+        if not self.shows_clips(case):
+            return self.drawn(case, dtype, index % NOISE_BATCHES)
+        clips = self._clips(case)
+        rows = torch.arange(index * case.batch, (index + 1) * case.batch) % len(clips.labels)
+        return clips.spectrograms[rows].to(self.device, dtype), clips.labels[rows].to(self.device)
 
     def _clips(self, case: Case) -> audio.Clips:
         assert self.folder is not None

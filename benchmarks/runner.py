@@ -33,6 +33,9 @@ MOST_ROUNDS = 50
 CLOSE = 2
 """Times as many rounds at least for a model that differs from `SepTr` by little."""
 
+AGAIN = 1000
+"""The first draw of inputs that are not timed."""
+
 COMPILE_SECONDS = 90.0
 """A guess for the first compilation; later ones go by the slowest so far."""
 
@@ -104,7 +107,7 @@ class Runner:
         kernel = models.attention(name, case, self.device)
         context = partial(models.settings, case, self.device, kernel)
         stream = self.source.batches(case, models.dtype(case))
-        error = self._check(model, case, name, stream, context)
+        error = self._check(model, case, name, next(stream), context)
         task = models.task(model, case, self.device, kernel)
         start = time.monotonic()
         used, kept = self._memory(model, task, case, name, next(stream), context)
@@ -141,27 +144,25 @@ class Runner:
         benchmark.extra_info.update(asdict(found))
 
     def _check(
-        self,
-        model: nn.Module,
-        case: Case,
-        name: str,
-        stream: Iterator[tuple[Tensor, ...]],
-        context: parity.Context,
+        self, model: nn.Module, case: Case, name: str, inputs: tuple[Tensor, ...], context: parity.Context
     ) -> float:
         """The largest error of the outputs; raise `ParityError` where they, or the gradients, are not right."""
         unit = torch.finfo(torch.bfloat16 if case.precision == "autocast" else models.dtype(case)).eps
         unit = 2.0**-10 if case.precision == "tf32" else unit
         compiled = name in cases.COMPILED and case.precision == "float32"
         check = partial(parity.check, unit=unit, name=f"{case.name}, {name}", compiled=compiled)
-        comparison = self._compare(model, case, name, next(stream), context, 0)
+        comparison = self._compare(model, case, name, inputs, context)
         try:
             check(comparison)
         except parity.ParityError as error:
             if not error.share <= parity.CHANCE:
                 raise
-            draws = range(1, 1 + parity.AGAIN)
-            others = [self._compare(model, case, name, next(stream), context, draw) for draw in draws]
-            comparison = parity.together(others)
+            comparison = parity.together(
+                [
+                    self._compare(model, case, name, self.source.drawn(case, models.dtype(case), draw), context, draw)
+                    for draw in range(AGAIN, AGAIN + parity.AGAIN)
+                ]
+            )
             check(comparison)
         return comparison.found.outputs
 
@@ -172,9 +173,9 @@ class Runner:
         name: str,
         inputs: tuple[Tensor, ...],
         context: parity.Context,
-        draw: int,
+        draw: int = 0,
     ) -> parity.Comparison:
-        """A model on the batch `draw` of a case."""
+        """A model on one batch, the first of the case or `draw` of others."""
         *given, labels = inputs
         wanted = labels if case.training else None
         kind = name if name in cases.PATCH_MODELS else cases.REFERENCE
