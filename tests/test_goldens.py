@@ -144,5 +144,7 @@ def test_initialization(kind: type[nn.Module]) -> None:
     assert [key for key, _ in model.named_parameters()] == [entry["key"] for entry in stored["parameters"]]
     for entry, (key, parameter) in zip(stored["parameters"], model.named_parameters(), strict=True):
         assert list(parameter.shape) == entry["shape"], key
-        assert parameter.double().sum().item() == pytest.approx(entry["sum"], rel=1e-6, abs=1e-6), key
-        assert parameter.flatten()[0].item() == entry["first"], key
+        # A processor's sines and logarithms differ in the last bits, and with them the numbers drawn.
+        roundings = 4 * torch.finfo(torch.float32).eps * parameter.double().abs().sum().item()
+        assert parameter.double().sum().item() == pytest.approx(entry["sum"], abs=roundings), key
+        assert parameter.flatten()[0].item() == pytest.approx(entry["first"], rel=1e-6, abs=1e-6), key
