@@ -44,7 +44,7 @@ def axis_pass(
         mlp: folded MLP sublayer.
         axis: "height" or "width", the axis that a sequence runs along.
         dropout: probabilities of dropping an output of the attention and of the layers of the MLP.
-        recompute: keep only the input of each sublayer for the backward pass.
+        recompute: keep only the input of each sublayer for the backward pass, or of the pass as a whole.
         out: without gradients, the contiguous grid to write the result to; may be `grid`.
         lengths: valid tokens of each sample; None for all. Padding in `grid` has to be finite.
         backend: "auto", "torch" or "triton".

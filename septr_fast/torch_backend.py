@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from septr_fast import freed_memory
+from septr_fast import freed_memory, merged_training
 from septr_fast.folding import NO_DROPOUT, Direct, Dropout, LowRank, Merged, Mlp
 from septr_fast.lengths import Lengths, keys, mean_over_rows, within
 from septr_fast.linear import linear
@@ -45,6 +45,25 @@ def axis_pass(
     lengths: Lengths | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See `septr_fast.functional.axis_pass`."""
+    if isinstance(attention, Merged) and dropout == NO_DROPOUT and lengths is None:
+        tensors = (grid, cls_token, pos_embedding, *merged_training.weights_of(attention, mlp))
+        if merged_training.serves(*tensors) and grid.shape[0] and pos_embedding.shape[0] <= STREAMED_TOKENS:
+            return _merged_training_pass(grid, cls_token, pos_embedding, attention, mlp, axis, recompute)
+    return _axis_pass(grid, cls_token, pos_embedding, attention, mlp, axis, dropout, recompute, out, lengths)
+
+
+def _axis_pass(
+    grid: Tensor,
+    cls_token: Tensor,
+    pos_embedding: Tensor,
+    attention: Direct | Merged,
+    mlp: Mlp,
+    axis: str,
+    dropout: Dropout = NO_DROPOUT,
+    recompute: bool = False,
+    out: Tensor | None = None,
+    lengths: Lengths | None = None,
+) -> tuple[Tensor, Tensor]:
     sublayer = partial(_sublayer, recompute=recompute, draws=dropout != NO_DROPOUT)
     rows = _rows(grid, axis)
     tokens, dim = rows.shape[2] + 1, rows.shape[3]
@@ -244,6 +263,26 @@ def _sublayer(
     return function(x, *args)
 
 
+def _merged_training_pass(
+    grid: Tensor, cls_token: Tensor, pos_embedding: Tensor, attention: Merged, mlp: Mlp, axis: str, recompute: bool
+) -> tuple[Tensor, Tensor]:
+    """`_axis_pass` with a backward pass of its own, in the same chunks."""
+    rows = _rows(grid, axis)
+    chunk = _chunk_size(rows, pos_embedding.shape[0] * attention.query_weight.numel() // rows.shape[3] * 4)
+    settings = merged_training.Settings(attention.heads, attention.eps, mlp.eps, chunk, recompute)
+    weights = merged_training.weights_of(attention, mlp)
+    tokens, cls_token = merged_training.run(rows, cls_token, pos_embedding, weights, settings, _merged_rows)
+    return _rows(tokens, axis), cls_token
+
+
+def _merged_rows(
+    settings: merged_training.Settings, rows: Tensor, cls_token: Tensor, pos_embedding: Tensor, *weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`_axis_pass` over rows that lie in a grid as they are."""
+    attention, mlp = Merged(settings.heads, settings.eps, *weights[:4]), Mlp(settings.mlp_eps, *weights[4:])
+    return _axis_pass(rows, cls_token, pos_embedding, attention, mlp, "width")
+
+
 def _rows(grid: Tensor, axis: str) -> Tensor:
     """View `(batch, height, width, ·)` as `(batch, rows, length, ·)`, the length along `axis`."""
     return grid.transpose(1, 2) if axis == "height" else grid
@@ -255,22 +294,30 @@ def _chunks(rows: Tensor, bytes_per_row: int, *per_sample: Tensor) -> Iterator[t
     With each chunk comes the part of every tensor of `per_sample` `(batch, …)` that belongs to it. Without
     gradients a chunk on a CPU never holds two samples, so that no sample's arithmetic depends on the batch.
     """
-    batch, count = rows.shape[:2]
-    if makes_graph() or batch == 0:
+    if makes_graph() or rows.shape[0] == 0:
         yield rows, *per_sample
         return
-    if rows.device.type == "cpu":
-        freed_memory.keep()
-        budget = CPU_TRAINING_CHUNK_BYTES if torch.is_grad_enabled() else CPU_CHUNK_BYTES
-    else:
-        budget = DEVICE_CHUNK_BYTES
-    step = max(1, min(budget // bytes_per_row, 32768))
-    alone = rows.device.type == "cpu" and not torch.is_grad_enabled()
-    samples = 1 if alone else max(1, step // count)
-    even_step = _ceil_div(count, _ceil_div(count, step))
+    samples, count = _chunk_size(rows, bytes_per_row)
     for part, *others in zip(*(tensor.split(samples) for tensor in (rows, *per_sample)), strict=True):
-        for chunk in part.split(even_step, dim=1):
+        for chunk in part.split(count, dim=1):
             yield chunk, *others
+
+
+def _chunk_size(rows: Tensor, bytes_per_row: int) -> tuple[int, int]:
+    """How many samples and how many of their rows make a chunk."""
+    count = rows.shape[1]
+    on_cpu, trains = rows.device.type == "cpu", torch.is_grad_enabled()
+    if not on_cpu:
+        budget = DEVICE_CHUNK_BYTES
+    elif trains:
+        freed_memory.keep_for_training()
+        budget = CPU_TRAINING_CHUNK_BYTES
+    else:
+        freed_memory.keep()
+        budget = CPU_CHUNK_BYTES
+    step = max(1, min(budget // bytes_per_row, 32768))
+    alone = on_cpu and not trains
+    return 1 if alone else max(1, step // count), _ceil_div(count, _ceil_div(count, step))
 
 
 def _ceil_div(value: int, divisor: int) -> int:

@@ -47,8 +47,9 @@ def count(config: Config, backend: str) -> Counts:
 
 
 def torch_on_cpu(config: Config) -> Counts:
-    """PyTorch in a CPU's chunks, in float32."""
-    with FakeTensorMode(), _SameParameters(), mock.patch.object(products, "_HAS_ONEDNN", True):
+    """PyTorch in a CPU's chunks, in float32, its products on oneDNN."""
+    onednn = mock.patch.multiple(products, _HAS_ONEDNN=True, _HAS_FAST_MKL=False)
+    with FakeTensorMode(), _SameParameters(), onednn:
         return torch_in_chunks(config)
 
 

@@ -120,6 +120,7 @@ def test_fake_tensors_take_the_way_of_a_cpu(
     monkeypatch.setattr(products, "_LEAST_PRODUCTS", least_products)
     fake = counting.torch_on_cpu(SMALL[name])
     monkeypatch.setattr(products, "_HAS_ONEDNN", True)
+    monkeypatch.setattr(products, "_HAS_FAST_MKL", False)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

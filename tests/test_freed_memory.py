@@ -40,3 +40,33 @@ def test_blocks_come_from_the_heap(how: str, all_of_it: bool) -> None:
     command = [sys.executable, "-c", MAPPED, how]
     mapped = int(subprocess.run(command, env=kept, check=True, capture_output=True, text=True).stdout)
     assert mapped >= 24 << 20 if all_of_it else mapped == 0
+
+
+TRIMMED = """
+import resource, torch
+from septr_fast import SepTr
+
+torch.set_num_threads(1)
+model = SepTr(num_classes=5, depth=2, dim=64, mlp_dim=64, dim_head=64, heads=2, input_size=(48, 48), backend="torch")
+x = torch.randn(4, 1, 48, 48)
+for number in range(6):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    model(x).sum().backward()
+    model.zero_grad()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+"""Page faults of each training step; a step keeps more than the 64 MiB that glibc leaves at the end of its heap."""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+@pytest.mark.parametrize(("threshold", "kept"), [(None, True), ("65536", False)], ids=["ours", "the environment's"])
+def test_a_step_takes_the_memory_of_the_one_before(threshold: str | None, kept: bool) -> None:
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_", "LD_PRE"))
+    }
+    if threshold is not None:
+        environment["MALLOC_TRIM_THRESHOLD_"] = threshold
+    command = [sys.executable, "-c", TRIMMED]
+    lines = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.split()
+    faults = sorted(int(line) for line in lines[2:])
+    assert faults[1] < 500 if kept else faults[1] > 5000

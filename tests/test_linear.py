@@ -16,6 +16,7 @@ SHAPES = [(1, 1, 1), (7, 3, 5), (130, 256, 1280), (65, 1280, 256), (3000, 17, 19
 @pytest.fixture(autouse=True)
 def _any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_LEAST_PRODUCTS", 0)
+    monkeypatch.setattr(module, "_HAS_FAST_MKL", False)
 
 
 def inputs(rows: int, width: int, outputs: int, bias: bool) -> list[torch.Tensor | None]:
@@ -97,6 +98,9 @@ def test_only_where_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
     for other in (x.double(), x.bfloat16(), x.to("meta")):
         assert not module._runs_on_onednn(other, weight)
     assert not module._runs_on_onednn(x[:, :8], weight[:, :8])
+    monkeypatch.setattr(module, "_HAS_FAST_MKL", True)
+    assert not module._runs_on_onednn(x, weight)
+    monkeypatch.setattr(module, "_HAS_FAST_MKL", False)
     monkeypatch.setattr(module, "_LEAST_PRODUCTS", 64 * 32 * 16 + 1)
     assert not module._runs_on_onednn(x, weight)
     monkeypatch.setattr(module, "_LEAST_PRODUCTS", 0)
