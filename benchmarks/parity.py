@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 ALLOWED_RATIO = 2.0
-ALLOWED_COMPILED = 1e-5
+ALLOWED_LOOSE = 1e-5
 """Of the largest value, for what `torch.compile` generates in float32: it sums in another order, and at 128 x 128
-was three times as far off as the plain model. It is the limit of the original's stored results in float32."""
+was three times as far off as the plain model. So is plain PyTorch's last layer in a large batch. It is the limit of
+the original's stored results in float32."""
 SAMPLES = 2
 """So many spectrograms of a batch are compared."""
 AGAIN = 8
@@ -130,14 +131,14 @@ def _worst(errors: Sequence[float]) -> float:
     return torch.tensor(errors, dtype=torch.float64).max().item()
 
 
-def check(comparison: Comparison, unit: float, name: str, *, compiled: bool = False) -> None:
+def check(comparison: Comparison, unit: float, name: str, *, loose: bool = False) -> None:
     """Raise `ParityError` unless errors are at most twice the baseline's, plus one unit in the last place.
 
     Args:
         comparison: what is judged.
         unit: machine epsilon of the precision, taken at the largest value wanted.
         name: of case and model. NaN never passes.
-        compiled: whether `ALLOWED_COMPILED` of the largest value is enough, for float32.
+        loose: whether `ALLOWED_LOOSE` of the largest value is enough, for float32.
     """
     found, baseline = comparison.found, comparison.baseline
     pairs = [("outputs", found.outputs, baseline.outputs, unit * comparison.largest)]
@@ -145,8 +146,8 @@ def check(comparison: Comparison, unit: float, name: str, *, compiled: bool = Fa
         pairs.append(("gradients", found.gradients, baseline.gradients, unit))
     for what, ours, plain, slack in pairs:
         allowed = ALLOWED_RATIO * plain + slack
-        if compiled:
-            allowed = max(allowed, ALLOWED_COMPILED * slack / unit)
+        if loose:
+            allowed = max(allowed, ALLOWED_LOOSE * slack / unit)
         if not ours <= allowed:
             raise ParityError(
                 f"{name}: the {what} are off by {ours:.2e} against float64, the baseline's by {plain:.2e}; "

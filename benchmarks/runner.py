@@ -146,11 +146,19 @@ class Runner:
     def _check(
         self, model: nn.Module, case: Case, name: str, inputs: tuple[Tensor, ...], context: parity.Context
     ) -> float:
-        """The largest error of the outputs; raise `ParityError` where they, or the gradients, are not right."""
+        """The largest error of the outputs; raise `ParityError` where they, or the gradients, are not right.
+
+        The baseline runs few samples. Of many, plain PyTorch's own last layer is up to three times as far off (on a
+        CPU, from a batch of 12): a largest batch has the looser limit, and the model the close one on as few samples.
+        """
+        if case.group == cases.LARGEST and case.batch > parity.SAMPLES:
+            few = tuple(x[: parity.SAMPLES] for x in inputs)
+            self._check(model, replace(case, batch=parity.SAMPLES), name, few, context)
         unit = torch.finfo(torch.bfloat16 if case.precision == "autocast" else models.dtype(case)).eps
         unit = 2.0**-10 if case.precision == "tf32" else unit
-        compiled = name in cases.COMPILED and case.precision == "float32"
-        check = partial(parity.check, unit=unit, name=f"{case.name}, {name}", compiled=compiled)
+        loose = name in cases.COMPILED or (case.group == cases.LARGEST and case.batch > parity.SAMPLES)
+        loose = loose and case.precision == "float32"
+        check = partial(parity.check, unit=unit, name=f"{case.name}, {name}", loose=loose)
         comparison = self._compare(model, case, name, inputs, context)
         try:
             check(comparison)

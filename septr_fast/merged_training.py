@@ -2,7 +2,7 @@
 
 Autograd runs the same arithmetic as `torch_backend.axis_pass`, but makes a tensor of every part of a gradient and adds
 them up afterwards, joins and splits the chunks' grids once more, and multiplies `queriesᵀ scores` where
-`scoresᵀ queries` is the faster layout. Here a gradient grows where it lies: 4 to 6 percent of the time of a training step
+`scoresᵀ queries` is the faster layout. Here a gradient grows where it lies: 4 to 6 percent of the time of a step
 (default model, 64x64, two cores of an Intel Xeon).
 
 The backward pass, per chunk, from the gradient `dz` of the tokens that come out, in the names of `Kept`:

@@ -178,13 +178,38 @@ def test_a_planted_wrong_result_is_refused(case: Case, change: float, monkeypatc
     assert found.not_run == []
 
 
-def test_compiled_code_has_a_limit_of_its_own() -> None:
+def small_batches_alone(change: float) -> Any:
+    """A build function whose SepTr is off by `change` in batches beyond those that are compared."""
+    build = models.build
+
+    def wrong(name: str, *arguments: Any, **options: Any) -> nn.Module:
+        model = build(name, *arguments, **options)
+        model.register_forward_hook(lambda _, given, logits: logits + change * (len(given[0]) > parity.SAMPLES))
+        return model
+
+    return wrong
+
+
+@pytest.mark.parametrize("planted", [off(1e-5), small_batches_alone(1e-3)], ids=["slightly wrong", "large batches"])
+def test_a_wrong_result_in_a_largest_batch_is_refused(planted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    case, timer, found = replace(STEP, group=cases.LARGEST), Timer(), runner(limit=64 << 20)
+    found.run(timer, case, OURS)
+    assert timer.timed >= 2
+    assert found.results[0].batch > parity.SAMPLES
+    monkeypatch.setattr(models, "build", planted)
+    timer = Timer()
+    with pytest.raises(parity.ParityError, match="Nothing was timed"):
+        found.run(timer, case, OURS)
+    assert timer.timed == 0
+
+
+def test_compiled_code_and_large_batches_have_a_limit_of_their_own() -> None:
     off, wrong, undefined = (compared(value) for value in (9e-6, 1.1e-5, float("nan")))
     unit = torch.finfo(torch.float32).eps
-    parity.check(off, unit, "compiled", compiled=True)
-    for found, compiled in ((off, False), (wrong, True), (undefined, True)):
+    parity.check(off, unit, "loose", loose=True)
+    for found, loose in ((off, False), (wrong, True), (undefined, True)):
         with pytest.raises(parity.ParityError, match="Nothing was timed"):
-            parity.check(found, unit, "refused", compiled=compiled)
+            parity.check(found, unit, "refused", loose=loose)
 
 
 def compared(error: float, plain: float = 1e-7) -> parity.Comparison:
