@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from septr_fast.freed_memory import glibc
+
 MOST = 4096
 """Spectrograms in a largest batch; more are not tried."""
 
@@ -50,6 +52,18 @@ def _of_cuda(call: Callable[[], Any], device: torch.device) -> Memory:
     found = Memory(torch.cuda.max_memory_allocated(device) - before, torch.cuda.memory_allocated(device) - before)
     del result
     return found
+
+
+def give_back() -> None:
+    """Hand the memory that is free back to the system, where the C library is glibc.
+
+    A model that runs after a larger one would find the other's memory mapped, and spare the page faults that it has
+    in a process of its own: a million in a training step of the reference (default model, 64x64, batch 2), which took
+    2.3 s after one at 128x128 instead of 2.8.
+    """
+    library = glibc()
+    if library is not None:
+        library.malloc_trim(0)
 
 
 def largest_batch(peak: Callable[[int], int], limit: int) -> int:

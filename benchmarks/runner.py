@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from benchmarks import cases, gpu_ceilings, models, parity
 from benchmarks.cases import Case
 from benchmarks.data import Source
-from benchmarks.memory import Memory, largest_batch, memory
+from benchmarks.memory import Memory, give_back, largest_batch, memory
 from benchmarks.models import Task
 from benchmarks.timing import Budget, seconds
 from septr_fast.report.results import OURS, NotRun, Result
@@ -319,6 +319,7 @@ class Runner:
 
     def _free(self) -> None:
         gc.collect()
+        give_back()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 

@@ -26,7 +26,7 @@ def keep() -> None:
     for the next: 7,000 to 13,000 page faults in a forward pass of the default model, 3 to 4 percent of its time on
     two cores of an Intel Xeon; none after this. Where thresholds are set by the environment they stay.
     """
-    library = _glibc()
+    library = glibc()
     if library is not None:
         library.free(library.malloc(_SIZE))
 
@@ -40,14 +40,15 @@ def keep_for_training() -> None:
     percent of its time; none to 4,000 after this. Where the environment sets either threshold, that stays.
     """
     keep()
-    library = _glibc()
+    library = glibc()
     told = [name for name in os.environ if name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")]
     if library is not None and not told and "_threshold" not in os.environ.get("GLIBC_TUNABLES", ""):
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         library.mallopt(_TRIM_THRESHOLD, min(memory // _SHARE, _MOST))
 
 
-def _glibc() -> ctypes.CDLL | None:
+def glibc() -> ctypes.CDLL | None:
+    """The C library of the process where that is glibc; None elsewhere."""
     if platform.libc_ver()[0] != "glibc":
         return None
     library = ctypes.CDLL(None)

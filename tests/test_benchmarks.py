@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -430,6 +431,35 @@ def test_memory_of_a_call() -> None:
     found = memory.memory(call, CPU)
     assert found == memory.Memory(peak=4 * 4000, kept=4 * 1000)
     assert memory.memory(lambda: None, CPU) == memory.Memory(0, 0)
+
+
+FREED = """
+import resource, torch
+from benchmarks.memory import give_back
+from septr_fast import freed_memory
+
+def faults(call):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    call()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+def blocks():
+    return [torch.zeros(1 << 20, dtype=torch.uint8) for _ in range(200)]
+
+freed_memory.keep_for_training()
+for call in (blocks, blocks, give_back, blocks):
+    print(faults(call))
+"""
+"""Page faults of taking 200 MiB, of taking them again, of handing them back and of taking them once more."""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_a_case_finds_no_memory_that_another_left() -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    run = subprocess.run([sys.executable, "-c", FREED], env=environment, check=True, capture_output=True, text=True)
+    first, again, _, afterwards = map(int, run.stdout.split())
+    assert again < 0.1 * first
+    assert afterwards > 0.9 * first
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,8 @@ def main(arguments: list[str] | None = None) -> int:
     with tqdm(total=len(names), unit=" parts", file=sys.stderr) as bar:
 
         def show(running: list[runner.Job]) -> None:
-            bar.set_postfix_str(", ".join(f"{job.name} {job.tried}" for job in running))
+            """Say how far `running` are: in a file, where a line is not overwritten, only when one has ended."""
+            bar.set_postfix_str(", ".join(f"{job.name} {job.tried}" for job in running), sys.stderr.isatty())
 
         for record in runner.run(names, options.full, options.workers, 60 * options.minutes, show):
             bar.update()
