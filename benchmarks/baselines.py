@@ -122,15 +122,18 @@ def fastest_attention(
         if training:
             out.backward(out)
 
-    times = {}
+    times: dict[SDPBackend, float] = {}
+    reason = RuntimeError("no kernel was tried")
     for kernel in KERNELS:
         try:
             with sdpa_kernel(kernel), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 attend()
                 times[kernel] = min(seconds(attend, device) for _ in range(TRIALS))
-        except RuntimeError:
-            continue
+        except RuntimeError as error:
+            reason = error
+    if not times:
+        raise reason
     return min(times, key=lambda kernel: times[kernel])
 
 

@@ -91,8 +91,8 @@ class Case:
 
     @property
     def audio_seconds(self) -> float | None:
-        """Seconds of audio in one spectrogram; None for other signals."""
-        return AUDIO_SECONDS.get(self.shape)
+        """Seconds of audio in one spectrogram; None for other signals and for the sizes of a growth curve."""
+        return None if self.group in GROWTH else AUDIO_SECONDS.get(self.shape)
 
     @property
     def name(self) -> str:
@@ -167,6 +167,9 @@ FULL_CPU = (
     Case(FORWARD, "default", {}, 1, "float16", (OURS, REFERENCE, VIT, AST)),
     Case(STEP, "default, 64x64", IN_USE["default, 64x64"], 8, models=TRAINED),
     Case(STEP, "default", {}, 1, models=TRAINED),
+    *_parts("default, 64x64", 4, "float32", (OURS, REFERENCE, FUSED)),
+    *_parts("default", 1, "bfloat16", (OURS, REFERENCE, FUSED)),
+    Case(LARGEST, "default", {}, 1, models=(OURS, RECOMPUTING, REFERENCE), rounds=1),
 )
 """All shapes on a CPU: hours."""
 
@@ -199,6 +202,14 @@ FULL_GPU = (
         for batch in (1, 8, 64)
         for precision in ("bfloat16", "float16", "tf32", "float32")
         for group in (FORWARD, STEP)
+    ),
+    *(case for batch in (1, 64) for case in _parts("default", batch, "bfloat16", OF_PARTS)),
+    *(case for name in ("float16", "tf32", "float32") for case in _parts("default", 8, name, OF_PARTS)),
+    *(case for shape in ("default, 64x64", "ten seconds, 128x1024") for case in _parts(shape, 8, "bfloat16", OF_PARTS)),
+    *(
+        Case(LARGEST, shape, IN_USE[shape], 1, precision, (OURS, REFERENCE, FUSED, AST))
+        for shape in ("default", "default, 64x64", "ten seconds, 128x1024")
+        for precision in ("bfloat16", "float32")
     ),
 )
 """All shapes, batches and precisions on a GPU: hours."""

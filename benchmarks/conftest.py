@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ HERE = Path(__file__).resolve().parent
 SMOKE_MEMORY = 4 / 1024
 """GiB for a largest batch in the smoke setting."""
 RUNNER = pytest.StashKey["Runner"]()
+STAMP = pytest.StashKey[dict[str, Any]]()
 PROGRESS = pytest.StashKey["Progress"]()
 
 
@@ -143,9 +145,13 @@ def runner(request: pytest.FixtureRequest) -> Iterator[Runner]:
 
 @pytest.fixture(autouse=True)
 def _count(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Move the bar on, and store what there is so far: a run may be cut off."""
     yield
-    if PROGRESS in request.config.stash:
-        request.config.stash[PROGRESS].advance()
+    config = request.config
+    if PROGRESS in config.stash:
+        config.stash[PROGRESS].advance()
+    if RUNNER in config.stash:
+        results.store(so_far(config, config.stash[RUNNER]), config.getoption("--out") / "results.json")
 
 
 def _folder(config: pytest.Config) -> Any:
@@ -198,14 +204,24 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         terminalreporter.write_line(f"\npage: {out / 'report.md'}   figures: {out / 'results.json'}")
 
 
-def finish(config: pytest.Config, runner: Runner) -> results.Run:
-    """All that the session found, the device's ceilings and the kernels' arithmetic among it."""
+def so_far(config: pytest.Config, runner: Runner) -> results.Run:
+    """What the session has found, without the device's ceilings and the kernels' arithmetic."""
+    if STAMP not in config.stash:
+        config.stash[STAMP] = stamp(runner.device)
     return results.Run(
-        stamp=stamp(runner.device),
+        stamp=config.stash[STAMP],
         setting=runner.setting,
         input=shown(config),
-        ceilings=runner.ceilings({result.precision for result in runner.results}),
+        ceilings={},
         results=runner.results,
         not_run=runner.not_run,
+    )
+
+
+def finish(config: pytest.Config, runner: Runner) -> results.Run:
+    """All that the session found, the device's ceilings and the kernels' arithmetic among it."""
+    return replace(
+        so_far(config, runner),
+        ceilings=runner.ceilings({result.precision for result in runner.results}),
         kernels=roofline.kernels(runner.device, smoke=runner.setting == "smoke"),
     )

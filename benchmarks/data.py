@@ -49,7 +49,7 @@ class Source:
         return len(self._clips(case).classes) if self.shows_clips(case) else NOISE_CLASSES
 
     def batches(self, case: Case, dtype: torch.dtype) -> Iterator[tuple[Tensor, ...]]:
-        """Inputs and labels without end, the same ones in the same order every time; in training they differ."""
+        """Inputs and labels without end, the same ones in the same order every time; no batch like the one before."""
         for index in itertools.count():
             yield self._batch(case, index, dtype)
 
@@ -67,7 +67,8 @@ class Source:
         if not self.shows_clips(case):
             return self.drawn(case, dtype, index % NOISE_BATCHES)
         clips = self._clips(case)
-        rows = torch.arange(index * case.batch, (index + 1) * case.batch) % len(clips.labels)
+        start = index * (case.batch + int(case.batch % len(clips.labels) == 0))
+        rows = torch.arange(start, start + case.batch) % len(clips.labels)
         return clips.spectrograms[rows].to(self.device, dtype), clips.labels[rows].to(self.device)
 
     def _clips(self, case: Case) -> audio.Clips:

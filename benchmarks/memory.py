@@ -66,25 +66,29 @@ def give_back() -> None:
         library.malloc_trim(0)
 
 
-def largest_batch(peak: Callable[[int], int], limit: int) -> int:
+def largest_batch(peak: Callable[[int], int | None], limit: int) -> int:
     """The largest batch whose `peak(batch)` bytes are within `limit`; 0 where one sample is too much.
 
-    Doubles the batch until it is too large, then closes in by straight lines between what was measured, until
-    a batch fits and the next does not. At most `MOST`.
+    Doubles the batch until it is too large, then closes in by straight lines between what was measured, or by
+    halves where the device has not the memory to measure it (None), until a batch fits and the next does not.
+    At most `MOST`.
     """
     fits, fitting = 0, 0
     fails, failing = 1, peak(1)
-    while failing <= limit and fails < MOST:
+    while failing is not None and failing <= limit and fails < MOST:
         fits, fitting = fails, failing
         fails *= 2
         failing = peak(fails)
-    if failing <= limit:
+    if failing is not None and failing <= limit:
         return fails
     while fits and fails - fits > 1:
-        guess = fits + (limit - fitting) * (fails - fits) // max(failing - fitting, 1)
+        if failing is None:
+            guess = (fits + fails) // 2
+        else:
+            guess = fits + (limit - fitting) * (fails - fits) // max(failing - fitting, 1)
         guess = min(max(guess, fits + 1), fails - 1)
         found = peak(guess)
-        if found <= limit:
+        if found is not None and found <= limit:
             fits, fitting = guess, found
         else:
             fails, failing = guess, found

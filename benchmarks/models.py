@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks import baselines, cases, data, measure, parts
 from benchmarks.cases import Case
 from benchmarks.graphs import captured
+from benchmarks.roofline import STATIC_ARCHITECTURE
 from septr_fast import SepTr, SepTrBlock, backend, reference
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -25,19 +26,22 @@ OURS = (cases.OURS, cases.OURS_COMPILED, cases.ON_PYTORCH, cases.ON_TRITON, case
 LAYERS_PER_BLOCK = 4
 """Layers of ViT and AST for one block of SepTr, so that the default depth of 3 stands beside their 12."""
 
+EPS, EPS_FLOAT16 = 1e-8, 1e-4
+"""What AdamW adds to its denominators; 1e-8 is 0 in float16, where squares of small gradients are 0 as well."""
+
 Task = Callable[..., Tensor | tuple[Tensor, ...]]
 
 
 def why_not(name: str, case: Case, device: torch.device) -> str | None:
     """What keeps the model `name` from `case` on `device`; None for what can be tried."""
-    on_triton = backend.choose("auto", "axis_pass", device) == "triton"
+    on_triton = runs_on_triton(device)
     if case.precision == "tf32" and device.type != "cuda":
         return "TF32 is a mode of the tensor cores of NVIDIA GPUs"
     if name == cases.GRAPH and device.type != "cuda":
         return "CUDA graphs need a CUDA device"
     if name == cases.ON_TRITON:
         return f"it is {cases.OURS} here" if on_triton else backend.why_not_triton("axis_pass", device)
-    if name == cases.ON_PYTORCH and not on_triton:
+    if (name == cases.ON_PYTORCH and not on_triton) or (name == cases.RECOMPUTING and on_triton):
         return f"it is {cases.OURS} here"
     if name in cases.COMPILED and device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "cl"))):
         return "torch.compile needs a C++ compiler on a CPU"
@@ -46,9 +50,19 @@ def why_not(name: str, case: Case, device: torch.device) -> str | None:
     return None
 
 
+def runs_on_triton(device: torch.device) -> bool:
+    """Whether `SepTr` takes its Triton kernels on `device`; they recompute in every backward pass."""
+    return backend.choose("auto", "axis_pass", device) == "triton"
+
+
 def dtype(case: Case) -> torch.dtype:
     """Of parameters and inputs."""
     return DTYPES.get(case.precision, torch.float32)
+
+
+def products_dtype(case: Case) -> torch.dtype:
+    """Of the operands of matrix products."""
+    return torch.bfloat16 if case.precision == "autocast" else dtype(case)
 
 
 def plain(name: str, case: Case, num_classes: int, device: torch.device) -> nn.Module:
@@ -129,24 +143,32 @@ class Captured(nn.Module):
 
 @contextmanager
 def precision(name: str) -> Iterator[None]:
-    """Set what `name` asks of float32 products; the former setting comes back."""
-    before = torch.get_float32_matmul_precision()
+    """Set what `name` asks of products and convolutions in float32; the former settings come back."""
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = name == "tf32"
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions
 
 
-def flops(name: str, case: Case, num_classes: int) -> int:
-    """Matrix arithmetic of a call of the model `name`, forward and in training backward, counted without data."""
+def flops(name: str, case: Case, num_classes: int, device: torch.device) -> int:
+    """Matrix arithmetic of a call of the model `name` on `device`, forward and in training backward.
+
+    Counted without data. What the kernels of `SepTr` do again in the backward pass counts; weights that are folded
+    by an earlier call do not, but in a graph, which folds them in every call.
+    """
+    if name in OURS and name != cases.ON_PYTORCH and case.training and runs_on_triton(device):
+        return _flops_of_kernels(case, num_classes, device)
     torch.manual_seed(0)
     with torch.device("meta"):
         model = _eager(name, case, num_classes).train(case.training)
     if not case.training:
         baselines.fold(model.requires_grad_(False))
     if isinstance(model, SepTr) and not case.training:
-        return model.plan().flops(case.batch, folded=True)
+        return model.plan().flops(case.batch, folded=not _folds_in_every_call(name, device))
     inputs = data.blank(case)
 
     def call() -> None:
@@ -160,13 +182,37 @@ def flops(name: str, case: Case, num_classes: int) -> int:
         return measure.flops(call)
 
 
+def least_flops(name: str, case: Case, num_classes: int) -> int:
+    """The least matrix arithmetic that is known to give what the model `name` gives: of `SepTr` that on PyTorch."""
+    return flops(name if name in cases.PATCH_MODELS else cases.ON_PYTORCH, case, num_classes, torch.device("cpu"))
+
+
+def _folds_in_every_call(name: str, device: torch.device) -> bool:
+    return name == cases.GRAPH or (name == cases.OURS_COMPILED and device.type == "cuda")
+
+
+def _flops_of_kernels(case: Case, num_classes: int, device: torch.device) -> int:
+    """Matrix arithmetic of a step of `SepTr` on its kernels, and of what PyTorch does beside them."""
+    from septr_fast.kernel_launches import recording
+
+    with torch.device("meta"):
+        model = SepTr(**{**case.config, "num_classes": num_classes}, backend="triton")
+        labels = torch.zeros(case.batch, dtype=torch.int64)
+    model.to(products_dtype(case))
+    inputs = (x.to(products_dtype(case)) for x in data.blank(case))
+    arch = backend.capability(device) or STATIC_ARCHITECTURE
+    with measure.Operations() as operations, recording(arch) as launches:
+        F.cross_entropy(model(*inputs), labels).backward()
+    return operations.flops + sum(launch.flops for launch in launches)
+
+
 def attention(name: str, case: Case, device: torch.device) -> SDPBackend | None:
     """The kernel of `scaled_dot_product_attention` for a baseline on it, the fastest on this device."""
     if name not in (cases.FUSED, cases.MERGED):
         return None
     with torch.device("meta"):
         shape = SepTr(**case.config).plan().steps[0].shape
-    rows, products = shape.rows * case.batch, torch.bfloat16 if case.precision == "autocast" else dtype(case)
+    rows, products = shape.rows * case.batch, products_dtype(case)
     key = (rows, shape.heads, shape.tokens, shape.dim_head)
     query = key
     if name == cases.MERGED:
@@ -205,15 +251,17 @@ def task(model: nn.Module, case: Case, device: torch.device, kernel: SDPBackend 
 def _trains(
     model: nn.Module, context: Callable[[], AbstractContextManager[None]]
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    """A step of AdamW; it leaves no gradients behind, so that a call's memory holds those that it makes."""
+    in_float16 = next(model.parameters()).dtype == torch.float16
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, eps=EPS_FLOAT16 if in_float16 else EPS)
 
     def train(x: Tensor, labels: Tensor) -> Tensor:
-        optimizer.zero_grad()
         with context():
             logits: Tensor = model(x)
             loss = F.cross_entropy(logits, labels)
         loss.backward()
         optimizer.step()
+        optimizer.zero_grad()
         return logits.detach()
 
     return train

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,10 @@ class ParityError(AssertionError):
         self.share = share
 
 
+class NoRoomError(Exception):
+    """The device has not the memory to check anything in a case."""
+
+
 @dataclass(frozen=True)
 class Errors:
     """Largest errors against float64.
@@ -68,24 +72,70 @@ def outcome(
     model: nn.Module, inputs: tuple[Tensor, ...], labels: Tensor | None, context: Context = nullcontext
 ) -> Outcome:
     """Run `model` on all of `inputs`; with labels the loss is that of the first `SAMPLES` spectrograms alone."""
+    return _joined([_parts(model, inputs, labels, context)])
+
+
+def one_by_one(
+    model: nn.Module, inputs: tuple[Tensor, ...], labels: Tensor | None, context: Context = nullcontext
+) -> Outcome:
+    """`outcome` of the first `SAMPLES` spectrograms, each by itself: the same function in the least memory."""
+    few = inputs[0][:SAMPLES].shape[0]
+    samples = (slice(index, index + 1) for index in range(few))
+    return _joined(
+        [
+            _parts(model, tuple(x[one] for x in inputs), None if labels is None else labels[one], context)
+            for one in samples
+        ]
+    )
+
+
+def exact(baseline: nn.Module, inputs: tuple[Tensor, ...], labels: Tensor | None) -> Outcome:
+    """Run a float64 copy of `baseline` on the first `SAMPLES` of `inputs`; on the CPU where the device is too small."""
+    device = inputs[0].device
+    with suppress(torch.OutOfMemoryError):
+        return _exact(baseline, inputs, labels, device)
+    found = _exact(baseline, inputs, labels, torch.device("cpu"))
+    return Outcome(found.outputs.to(device), None if found.gradient is None else found.gradient.to(device))
+
+
+def usual(baseline: nn.Module, inputs: tuple[Tensor, ...], labels: Tensor | None, context: Context) -> Outcome:
+    """Run `baseline` on the first `SAMPLES` of `inputs`; one by one where they do not fit together."""
+    few = tuple(x[:SAMPLES] for x in inputs)
+    with suppress(torch.OutOfMemoryError):
+        return outcome(baseline, few, labels, context)
+    return one_by_one(baseline, few, labels, context)
+
+
+def _exact(baseline: nn.Module, inputs: tuple[Tensor, ...], labels: Tensor | None, device: torch.device) -> Outcome:
+    model = copy.deepcopy(baseline).to(device, torch.float64)
+    few = tuple(x[:SAMPLES].to(device, torch.float64) for x in inputs)
+    return one_by_one(model, few, None if labels is None else labels[:SAMPLES].to(device))
+
+
+def _parts(
+    model: nn.Module, inputs: tuple[Tensor, ...], labels: Tensor | None, context: Context
+) -> tuple[list[Tensor], Tensor | None]:
+    """The outputs for the first `SAMPLES` spectrograms, one tensor or several, and the flat gradient; float64."""
     if labels is None:
         with torch.no_grad(), context():
-            return Outcome(_first(model(*inputs)), None)
+            return _first(model(*inputs)), None
     with context():
         logits = model(*inputs)
         loss = F.cross_entropy(logits[:SAMPLES], labels[:SAMPLES])
     gradients = torch.autograd.grad(loss, list(model.parameters()))
-    return Outcome(_first(logits.detach()), torch.cat([gradient.flatten() for gradient in gradients]).double())
+    return _first(logits.detach()), torch.cat([gradient.flatten() for gradient in gradients]).double()
 
 
-def exact(baseline: nn.Module, inputs: tuple[Tensor, ...], labels: Tensor | None) -> Outcome:
-    """Run a float64 copy of `baseline` on the first `SAMPLES` of `inputs`."""
-    return outcome(copy.deepcopy(baseline).double(), tuple(x[:SAMPLES].double() for x in inputs), labels)
-
-
-def _first(outputs: Tensor | tuple[Tensor, ...]) -> Tensor:
+def _first(outputs: Tensor | tuple[Tensor, ...]) -> list[Tensor]:
     parts = (outputs,) if isinstance(outputs, Tensor) else outputs
-    return torch.cat([part[:SAMPLES].double().flatten() for part in parts])
+    return [part[:SAMPLES].double() for part in parts]
+
+
+def _joined(runs: Sequence[tuple[list[Tensor], Tensor | None]]) -> Outcome:
+    """One outcome of several runs with as many spectrograms each: their outputs, and the mean of their gradients."""
+    outputs = torch.cat([torch.cat(part).flatten() for part in zip(*(parts for parts, _ in runs), strict=True)])
+    gradients = [gradient for _, gradient in runs if gradient is not None]
+    return Outcome(outputs, sum(gradients[1:], gradients[0]) / len(gradients) if gradients else None)
 
 
 def errors(found: Outcome, wanted: Outcome) -> Errors:
@@ -129,6 +179,12 @@ def _largest(found: Sequence[Errors]) -> Errors:
 
 def _worst(errors: Sequence[float]) -> float:
     return torch.tensor(errors, dtype=torch.float64).max().item()
+
+
+def check_finite(outputs: Sequence[Tensor], name: str) -> None:
+    """Raise `ParityError` where the last of the timed calls returned something else than numbers."""
+    if not all(bool(output.isfinite().all()) for output in outputs):
+        raise ParityError(f"{name}: NaN or infinity came out of the last call that was timed", math.inf)
 
 
 def check(comparison: Comparison, unit: float, name: str, *, loose: bool = False) -> None:

@@ -79,12 +79,13 @@ class Runner:
             try:
                 self._run(benchmark, case, name)
             except Exception as error:
-                self._free()
                 reason = _why_failed(error)
-                if name == OURS or reason is None:
+                if reason is None or (name == OURS and not isinstance(error, parity.NoRoomError)):
                     raise
-                self._skip(case, name, reason)
-        self._free()
+            finally:
+                self._free()
+        if reason is not None:
+            self._skip(case, name, reason)
 
     def ceilings(self, names: set[str]) -> dict[str, float]:
         """Copy in bytes and products in FLOP per second, for the precisions `names`."""
@@ -130,8 +131,9 @@ class Runner:
             upper_quartile=_quartile(own, 2),
             rounds=len(own),
             **_ratios(own, ours),
-            flops=models.flops(_eager_name(name), case, classes),
-            useful_flops=models.flops(name if name in cases.PATCH_MODELS else OURS, case, classes),
+            ours_seconds=statistics.median(ours) if ours else None,
+            flops=models.flops(name, case, classes, self.device),
+            useful_flops=models.least_flops(name, case, classes),
             parameters=None if case.group in cases.PARTS else sum(p.numel() for p in model.parameters()),
             audio_seconds=case.audio_seconds,
             saved_bytes=kept,
@@ -193,10 +195,7 @@ class Runner:
                 self._exact.clear()
             self.notify(f"{case.name}: {kind} in float64")
             plain = models.plain(name, case, self.source.num_classes(case), self.device)
-            few = tuple(x[: parity.SAMPLES] for x in given)
-            exact = parity.exact(plain, few, wanted)
-            usual = partial(models.settings, case, self.device)
-            self._exact[key] = exact, parity.errors(parity.outcome(plain, few, wanted, usual), exact)
+            self._exact[key] = _baseline(plain, tuple(given), wanted, partial(models.settings, case, self.device))
         exact, plain_errors = self._exact[key]
         self.notify(f"{case.name}: {name}, is it right?")
         start = time.monotonic()
@@ -266,6 +265,7 @@ class Runner:
         rounds = min(MOST_ROUNDS, max(least, int(limit / max(expected, 1e-6))))
         own: list[float] = []
         ours: list[float] = []
+        last: list[Tensor] = []
         count = itertools.count(1)
 
         def setup() -> tuple[tuple[Tensor, ...], dict[str, Any]]:
@@ -279,31 +279,42 @@ class Runner:
             start = time.perf_counter()
             result = task(*inputs)
             own.append(time.perf_counter() - start)
+            last[:] = [result] if isinstance(result, Tensor) else result
             return result
 
         benchmark.group = case.name
         benchmark.pedantic(timed, setup=setup, rounds=rounds, warmup_rounds=0)
+        parity.check_finite(last, f"{case.name}, {name}")
         return own, ours
 
     def _at_largest_batch(self, case: Case, name: str) -> Case:
         """The case with the largest batch whose training step stays within the limit."""
 
-        def peak(batch: int) -> int:
+        def peak(batch: int) -> int | None:
             self.notify(f"{case.name}: {name}, a batch of {batch}")
-            one = replace(case, batch=batch)
-            task = models.task(models.build(name, one, self.source.num_classes(one), self.device), one, self.device)
-            inputs = next(self.source.batches(one, models.dtype(one)))
-            task(*inputs)
-            return self._watch(lambda: task(*inputs)).peak
+            try:
+                return self._peak(replace(case, batch=batch), name)
+            except RuntimeError as error:
+                if not _is_out_of_memory(error):
+                    raise
+            self._free()
+            return None
 
         found = largest_batch(peak, self.limit)
         if found == 0:
             self._skip(case, name, f"a batch of one takes more than {self.limit / 2**20:.0f} MiB")
         return replace(case, batch=found)
 
+    def _peak(self, case: Case, name: str) -> int:
+        """Bytes at the peak of a call after the first."""
+        task = models.task(models.build(name, case, self.source.num_classes(case), self.device), case, self.device)
+        inputs = next(self.source.batches(case, models.dtype(case)))
+        task(*inputs)
+        return self._watch(lambda: task(*inputs)).peak
+
     def _note(self, case: Case, kernel: Any) -> str:
         if case.group == cases.LARGEST:
-            return f"in {self.limit / 2**20:.0f} MiB beside parameters and inputs"
+            return f"in {self.limit / 2**20:.0f} MiB beside parameters, optimizer state and inputs"
         return "" if kernel is None else f"attention: {kernel.name}"
 
     def _why_no_time(self, case: Case, name: str) -> str | None:
@@ -324,9 +335,17 @@ class Runner:
             torch.cuda.empty_cache()
 
 
-def _eager_name(name: str) -> str:
-    """The model whose arithmetic a captured one repeats."""
-    return OURS if name in (cases.GRAPH, cases.OURS_COMPILED) else name
+def _baseline(
+    plain: nn.Module, inputs: tuple[Tensor, ...], labels: Tensor | None, context: parity.Context
+) -> tuple[parity.Outcome, parity.Errors]:
+    """What `plain` gives in float64, and its errors as it usually runs."""
+    try:
+        exact = parity.exact(plain, inputs, labels)
+        return exact, parity.errors(parity.usual(plain, inputs, labels, context), exact)
+    except RuntimeError as error:
+        if _is_out_of_memory(error):
+            raise parity.NoRoomError from error
+        raise
 
 
 def _ratios(own: list[float], ours: list[float]) -> dict[str, float]:
@@ -344,8 +363,14 @@ def _quartile(times: list[float], index: int) -> float:
 def _why_failed(error: Exception) -> str | None:
     """Why a baseline cannot run here, in a line, where that is its own or the machine's fault; None otherwise."""
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+    if isinstance(error, parity.NoRoomError):
+        return "the check against float64 takes more memory than there is"
+    if _is_out_of_memory(error):
         return "out of memory"
     if isinstance(error, torch._dynamo.exc.TorchDynamoException):
         return f"torch.compile fails: {first[:200]}"
     return None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -69,6 +69,7 @@ AUDIO_SECONDS = {
     "default, pooled 4x4": 1.0,
     "ten seconds, 128x1024": 10.0,
     "ESC-50, narrow": 5.0,
+    "deepfake, 499x161 pooled 4x4": 5.0,
     "tiny": 1.0,
 }
 """Seconds of audio that a spectrogram of a shape shows in its use; what is missing shows something else."""

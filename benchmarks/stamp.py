@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import platform
 import subprocess
@@ -18,16 +19,25 @@ def stamp(device: torch.device) -> dict[str, Any]:
     """A stamp for figures of `device`."""
     from septr_fast import backend, info
 
+    baselines = {"transformers": version("transformers")}
     return {
         "device": backend.device_name(device) if device.type == "cuda" else processor(),
         "kind": device.type,
         "capability": backend.capability(device),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "versions": info.versions(),
+        "versions": {**info.versions(), **baselines},
         "commit": commit(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def version(package: str) -> str | None:
+    """The version of an installed package; None for what is not there."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def processor() -> str:

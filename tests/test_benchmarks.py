@@ -19,7 +19,7 @@ import soundfile
 import torch
 from torch import nn
 
-from benchmarks import baselines, cases, memory, models, parity, roofline, shapes
+from benchmarks import baselines, cases, data, memory, models, parity, roofline, shapes
 from benchmarks.cases import AST, FUSED, MERGED, OURS, RECOMPUTING, REFERENCE, SMOKE, VIT, Case
 from benchmarks.data import Source
 from benchmarks.runner import Runner
@@ -85,6 +85,9 @@ def test_results_hang_together(smoke: tuple[subprocess.CompletedProcess[str], Pa
         assert (result.ratio is None) == (result.model == OURS or result.group == cases.LARGEST)
         if result.ratio is not None:
             assert 0 < result.lowest_ratio <= result.ratio <= result.highest_ratio
+        assert (result.ours_seconds is None) == (result.ratio is None)
+        if result.saved_bytes is not None:
+            assert result.peak_bytes >= max(result.saved_bytes, 4 * result.parameters)
         assert (result.saved_bytes is None) == (result.group not in (cases.STEP, cases.LARGEST))
         assert result.useful_flops > 0
     step = {result.model: result for result in found.results if result.group == cases.STEP}
@@ -126,7 +129,7 @@ def test_settings_name_every_case_once(setting: str, device: str) -> None:
         assert case.precision in cases.PRECISIONS
     for group in {case.group for case in found}:
         case = next(case for case in found if case.group == group)
-        assert models.flops(OURS, replace(case, config=shapes.SMALL["benchmark"]), CLASSES) > 0
+        assert models.least_flops(OURS, replace(case, config=shapes.SMALL["benchmark"]), CLASSES) > 0
     if setting == "full":
         assert {case.shape for case in found} >= set(shapes.IN_USE)
         assert {case.batch for case in found} >= ({1, 8, 64} if device == "cuda" else {1, 4, 8})
@@ -412,6 +415,33 @@ def test_a_task_runs_in_its_precision() -> None:
     assert torch.get_float32_matmul_precision() == before
 
 
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of more clips than are read, all different."""
+    folder = tmp_path_factory.mktemp("clips")
+    for word in ("no", "yes"):
+        (folder / word).mkdir()
+        for index in range(data.CLIPS):
+            wave = torch.sin(torch.arange(16000) * (0.01 + 0.013 * index + 0.005 * (word == "yes")))
+            soundfile.write(folder / word / f"{index}.wav", wave.numpy(), 16000)
+    return folder
+
+
+@pytest.mark.parametrize("batch", [1, data.CLIPS // 2, data.CLIPS, 2 * data.CLIPS])
+def test_clips_change_from_call_to_call_and_come_again(batch: int, clips: Path) -> None:
+    case = replace(FORWARD, batch=batch)
+    source = Source(lambda: clips, CPU)
+    assert source.shows_clips(case)
+    first, again = (source.batches(case, torch.float32) for _ in range(2))
+    before = next(first)
+    assert all(torch.equal(x, y) for x, y in zip(before, next(again), strict=True))
+    for _ in range(3):
+        after = next(first)
+        assert not torch.equal(after[0], before[0])
+        assert after[0].shape == before[0].shape
+        before = after
+
+
 def test_inputs_change_from_call_to_call_and_come_again() -> None:
     source = Source(None, CPU)
     for case in (FORWARD, replace(FORWARD, group=cases.BLOCK)):
@@ -431,6 +461,114 @@ def test_memory_of_a_call() -> None:
     found = memory.memory(call, CPU)
     assert found == memory.Memory(peak=4 * 4000, kept=4 * 1000)
     assert memory.memory(lambda: None, CPU) == memory.Memory(0, 0)
+
+
+@pytest.mark.parametrize("name", [OURS, RECOMPUTING, REFERENCE, cases.VIT_TINY])
+def test_memory_of_a_step_is_the_same_whatever_ran_before(name: str) -> None:
+    case = replace(STEP, config={**STEP.config, "input_size": (16, 32)})
+    inputs = next(Source(None, CPU).batches(case, torch.float32))
+    found = []
+    for _ in range(3):
+        model = models.build(name, case, CLASSES, CPU)
+        task = models.task(model, case, CPU)
+        task(*inputs)
+        found.append(memory.memory(lambda task=task: task(*inputs), CPU))
+        models.task(models.build(REFERENCE, FORWARD, CLASSES, CPU), FORWARD, CPU)(torch.randn(3, 1, *FORWARD.size))
+    gradients = sum(4 * parameter.numel() for parameter in model.parameters())
+    assert found[0].peak == found[1].peak == found[2].peak
+    assert found[0].peak > gradients
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16", "float32", "autocast"])
+@pytest.mark.parametrize("name", [OURS, REFERENCE])
+def test_steps_go_on_in_every_precision(name: str, precision: str) -> None:
+    case = replace(STEP, precision=precision)
+    model = models.build(name, case, CLASSES, CPU)
+    start = {key: value.clone() for key, value in model.state_dict().items()}
+    task, stream = models.task(model, case, CPU), Source(None, CPU).batches(case, models.dtype(case))
+    for _ in range(5):
+        logits = task(*next(stream))
+    assert logits.isfinite().all()
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+    assert any(not torch.equal(value, start[key]) for key, value in model.state_dict().items())
+
+
+def test_what_becomes_nan_while_it_is_timed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = itertools.count(1)
+    build = models.build
+
+    def late(*arguments: Any, **options: Any) -> nn.Module:
+        model = build(*arguments, **options)
+        model.register_forward_hook(lambda _, __, logits: logits if next(seen) < 4 else logits * float("nan"))
+        return model
+
+    monkeypatch.setattr(models, "build", late)
+    found = runner()
+    with pytest.raises(parity.ParityError, match="NaN or infinity came out of the last call"):
+        found.run(Timer(), FORWARD, OURS)
+    assert found.results == []
+
+
+def test_samples_one_by_one_give_what_they_give_together() -> None:
+    for case in (STEP, replace(FORWARD, group=cases.BLOCK)):
+        model = models.plain(REFERENCE, case, CLASSES, CPU).double()
+        *inputs, labels = next(Source(None, CPU).batches(case, torch.float64))
+        wanted = labels if case.training else None
+        together = parity.outcome(model, tuple(inputs), wanted)
+        apart = parity.one_by_one(model, tuple(inputs), wanted)
+        torch.testing.assert_close(apart.outputs, together.outputs, rtol=1e-12, atol=1e-12)
+        assert (apart.gradient is None) == (together.gradient is None)
+        if together.gradient is not None:
+            torch.testing.assert_close(apart.gradient, together.gradient, rtol=1e-10, atol=1e-12)
+
+
+def test_a_case_that_cannot_be_checked_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> parity.Outcome:
+        raise torch.OutOfMemoryError("too much")
+
+    monkeypatch.setattr(parity, "exact", fail)
+    found = runner()
+    for name in (OURS, REFERENCE):
+        with pytest.raises(pytest.skip.Exception):
+            found.run(Timer(), FORWARD, name)
+    assert [entry.model for entry in found.not_run] == [OURS, REFERENCE]
+    assert {entry.reason for entry in found.not_run} == {"the check against float64 takes more memory than there is"}
+
+
+def test_a_batch_beyond_the_device_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    build, largest = models.task, 5
+
+    def small(model: nn.Module, case: Case, *arguments: Any) -> Any:
+        if case.batch > largest:
+            raise torch.OutOfMemoryError("too much")
+        return build(model, case, *arguments)
+
+    monkeypatch.setattr(models, "task", small)
+    found = runner(limit=64 << 20)
+    found.run(Timer(), replace(STEP, group=cases.LARGEST), REFERENCE)
+    assert [result.batch for result in found.results] == [largest]
+
+
+def test_work_on_kernels_counts_what_they_do_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case(cases.STEP, "default", {}, 2, "bfloat16")
+    assert models.flops(RECOMPUTING, case, CLASSES, CPU) > models.flops(OURS, case, CLASSES, CPU)
+    monkeypatch.setattr(models, "runs_on_triton", lambda device: True)
+    stored = json.loads((ROOT / "tests" / "counts.json").read_text(encoding="utf-8"))
+    assert models.flops(OURS, case, CLASSES, CPU) == stored["default"]["triton, bfloat16, sm_90"]["step, FLOPs"]
+    assert models.flops(cases.ON_PYTORCH, case, CLASSES, CPU) == models.least_flops(OURS, case, CLASSES)
+    assert models.why_not(RECOMPUTING, case, CPU) == "it is SepTr here"
+
+
+def test_a_run_that_is_cut_off_keeps_what_it_found(tmp_path: Path) -> None:
+    stop = "import os; from benchmarks import runner; run = runner.Runner.run; seen = []\n"
+    stop += "def once(*given): seen.append(run(*given)) if not seen else os._exit(9)\n"
+    stop += "runner.Runner.run = once; import pytest; pytest.main()"
+    options = ("benchmarks/test_models.py", "--smoke", "--audio", "noise", "--out", str(tmp_path), "--device", "cpu")
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.argv[1:] = {options!r}\n{stop}"], cwd=ROOT, check=False
+    )
+    assert done.returncode == 9
+    assert [result.model for result in results.load(tmp_path / "results.json").results] == [OURS]
 
 
 FREED = """
@@ -472,8 +610,14 @@ def test_a_case_finds_no_memory_that_another_left() -> None:
         (lambda batch: 10 + 7 * batch, 16, 0),
         (lambda batch: 100 * batch + batch**2, 1000, 9),
         (lambda batch: max(50, 5 * batch), 100, 20),
+        (lambda batch: 7 * batch if batch < 21 else None, 1000, 20),
+        (lambda batch: 7 * batch if batch < 21 else None, 100, 14),
+        (lambda batch: None, 100, 0),
     ],
-    ids=["between", "exact", "one less", "one", "none", "faster growth", "level at first"],
+    ids=[
+        *("between", "exact", "one less", "one", "none", "faster growth", "level at first"),
+        *("a small device", "a device small for the next", "a device too small"),
+    ],
 )
 def test_largest_batch(peak: Any, limit: int, batch: int) -> None:
     assert memory.largest_batch(peak, limit) == batch

@@ -32,12 +32,13 @@ class Result:
             and where nothing was timed beside.
         lowest_ratio: the lowest of those ratios.
         highest_ratio: the highest.
+        ours_seconds: median time of `OURS` in the calls right before this model's.
         flops: matrix arithmetic of a call, counted as it runs, 2 for a multiply-add.
         useful_flops: the least arithmetic that is known to give the same result.
         parameters: of the model; None for a part of one.
         audio_seconds: seconds of audio in one spectrogram; None for other signals.
         saved_bytes: alive between forward and backward, parameters left out; None without a backward pass.
-        peak_bytes: the most that a call held beside parameters and inputs.
+        peak_bytes: the most that a call held beside parameters, optimizer state and inputs.
         error: largest error against float64 of the same function in this run.
         at: where on the axis of a growth curve; None elsewhere.
         note: what else there is to know, such as the name of the attention kernel that ran.
@@ -57,6 +58,7 @@ class Result:
     ratio: float | None = None
     lowest_ratio: float | None = None
     highest_ratio: float | None = None
+    ours_seconds: float | None = None
     flops: int | None = None
     useful_flops: int | None = None
     parameters: int | None = None
