@@ -53,12 +53,12 @@ def test_lengths_at_tile_edges(form: Form, length: int, device: torch.device) ->
         check(inputs, form.heads, "height")
 
 
-@pytest.mark.parametrize(("dtype", "block_k"), [(torch.float16, 1024), (torch.float32, 128)], ids=str)
+@pytest.mark.parametrize(("dtype", "block_q"), [(torch.float16, 1024), (torch.float32, 128)], ids=str)
 @EITHER
-def test_longest_sequence(form: Form, dtype: torch.dtype, block_k: int, device: torch.device) -> None:
-    """In tiles that NumPy is quick with; float32 in one that a GPU has too, since NumPy sums a long one up in turn."""
+def test_longest_sequence(form: Form, dtype: torch.dtype, block_q: int, device: torch.device) -> None:
+    """In tiles that NumPy is quick with; float32 in those of a GPU, since the interpreter sums a long one up in turn."""
     inputs = draw(form, grid_shape("width", 4096, rows=1), 32, device, dtype)
-    with launch.override(tiles(1024, block_k) if device.type == "cpu" else {}):
+    with launch.override(tiles(block_q, block_q) if device.type == "cpu" else {}):
         check(inputs, form.heads, "width", together=True)
 
 
