@@ -3,7 +3,8 @@
 The mean error of a few values is as much a matter of chance as of the code, and so is the largest error where one
 draw of the operands is far harder than the others. Plain PyTorch's own errors, which set the limits, differ from
 processor to processor. So a case that falls short by little is judged again, on many other draws of its operands
-together and on still more: chance goes, a fault stays.
+and on still more: the errors of all draws, added up, against what they are allowed, added up. Chance goes, a fault
+stays. The largest error of all draws together would be one number of the hardest draw, however many there are.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from tolerance import (
 )
 from torch import Tensor
 
-Measure = Callable[[Tensor, Tensor, Tensor], float]
-"""How many times an error is what is allowed."""
+Measure = Callable[[Tensor, Tensor, Tensor], dict[str, tuple[float, float]]]
+"""Errors of a result by their kind, each with what is allowed."""
 
 AGAIN = ((8, 30.0), (64, 3.0))
 """Draws together on which a case is judged again, in turn, and how many times what is allowed is no chance any more."""
@@ -38,21 +39,19 @@ class FaultError(AssertionError):
     """A result is not as good as plain PyTorch's."""
 
 
-def by_rule(result: Tensor, plain: Tensor, oracle: Tensor) -> float:
-    """By the rule of `tolerance.shortfall`."""
-    found = errors_and_limits(result, plain, oracle)
-    return max((share_of_allowed(error, limit) for error, limit in found.values()), default=0.0)
+by_rule: Measure = errors_and_limits
+"""By the rule of `tolerance.shortfall`."""
 
 
-def by_norm(result: Tensor, plain: Tensor, oracle: Tensor) -> float:
+def by_norm(result: Tensor, plain: Tensor, oracle: Tensor) -> dict[str, tuple[float, float]]:
     """By the norm of all errors: at most twice plain PyTorch's, plus one rounding of every value."""
     error, plain_error = ((x.detach().double() - oracle).norm().item() for x in (result, plain))
-    return share_of_allowed(error, 2 * plain_error + torch.finfo(result.dtype).eps * oracle.norm().item())
+    return {"norm": (error, 2 * plain_error + torch.finfo(result.dtype).eps * oracle.norm().item())}
 
 
-def in_float64(result: Tensor, plain: Tensor, oracle: Tensor) -> float:
+def in_float64(result: Tensor, plain: Tensor, oracle: Tensor) -> dict[str, tuple[float, float]]:
     """By the relative error alone, `EXACT` being allowed."""
-    return relative_error(result, oracle) / EXACT
+    return {"relative": (relative_error(result, oracle), EXACT)}
 
 
 def judge(draw: Callable[[int], Triple], seed: int, measure: Measure = by_rule) -> bool:
@@ -66,10 +65,10 @@ def judge(draw: Callable[[int], Triple], seed: int, measure: Measure = by_rule) 
     Returns:
         Whether more draws than one were needed.
     """
-    share, where = worst(draw(seed), measure)
+    share, where = worst([draw(seed)], measure)
     if share <= 1:
         return False
-    _judge_again(lambda draws: [joined([draw(x) for x in _seeds(seed, draws)])], share, where, measure)
+    _judge_again(lambda draws: [[draw(x) for x in _seeds(seed, draws)]], share, where, measure)
     return True
 
 
@@ -87,8 +86,8 @@ def judge_test(run: Callable[[], object], fallen_short: ShortfallError) -> None:
             run()
         return found
 
-    def draw(draws: int) -> list[Triple]:
-        return [joined(group) for group in zip(*map(kept, _seeds(0, draws)), strict=True)]
+    def draw(draws: int) -> list[tuple[Triple, ...]]:
+        return list(zip(*map(kept, _seeds(0, draws)), strict=True))
 
     _judge_again(draw, fallen_short.share, str(fallen_short), by_rule)
 
@@ -97,11 +96,11 @@ def _seeds(first: int, draws: int) -> range:
     return range(1000 * first + 1, 1000 * first + 1 + draws)
 
 
-def _judge_again(draw: Callable[[int], Sequence[Triple]], share: float, where: str, measure: Measure) -> None:
-    """Judge each of several comparisons on many draws together."""
+def _judge_again(draw: Callable[[int], Sequence[Sequence[Triple]]], share: float, where: str, measure: Measure) -> None:
+    """Judge each of several comparisons on many draws."""
     for draws, chance in AGAIN:
         if share <= chance:
-            share, where = max(worst(triple, measure) for triple in draw(draws))
+            share, where = max(worst(triples, measure) for triples in draw(draws))
         if share <= 1:
             return
     raise FaultError(f"{where}: {share:.3g} times the error that is allowed")
@@ -123,20 +122,29 @@ def _summed_error(x: Tensor, oracle: Tensor) -> float:
     return (x.double() - oracle).abs().sum().item()
 
 
-def worst(triple: Triple, measure: Measure) -> tuple[float, str]:
-    """How many times its error the worst result has what is allowed, and its name.
+def worst(draws: Sequence[Triple], measure: Measure) -> tuple[float, str]:
+    """How many times its error the worst result has what is allowed, both added up over `draws`, and its name.
 
     Raises:
         FaultError: where names, shapes or dtypes are not those of plain PyTorch.
     """
-    results, plain, oracle = triple
+    sums: dict[tuple[str, str], tuple[float, float]] = {}
+    for triple in draws:
+        _check_alike(*triple)
+        grouped = with_few_joined(*triple)
+        for name in grouped[2]:
+            for kind, (error, limit) in measure(*(group[name] for group in grouped)).items():
+                errors, limits = sums.get((name, kind), (0.0, 0.0))
+                sums[name, kind] = errors + error, limits + limit
+    return max(((share_of_allowed(*both), name) for (name, _), both in sums.items()), default=(0.0, "nothing"))
+
+
+def _check_alike(results: Results, plain: Results, oracle: Results) -> None:
     if not results.keys() == plain.keys() == oracle.keys():
         raise FaultError(f"results {sorted(results)}, expected {sorted(oracle)}")
     for name, wanted in oracle.items():
         if results[name].shape != wanted.shape or results[name].dtype != plain[name].dtype:
             raise FaultError(f"{name}: {tuple(results[name].shape)}, expected {tuple(wanted.shape)}")
-    grouped = with_few_joined(results, plain, oracle)
-    return max((measure(*(group[name] for group in grouped)), name) for name in grouped[2])
 
 
 def joined(triples: Sequence[Triple]) -> Triple:

@@ -32,6 +32,25 @@ def test_judging_pardons_chance_and_no_fault() -> None:
             judge(draws(float("inf"), 3), 0, measure)
 
 
+def of_one_hard_draw(factor: float) -> Any:
+    """As `draws`, but the errors of one draw in 40 are 50 times as large, and in it `factor` times plain PyTorch's."""
+
+    def draw(seed: int) -> Any:
+        hard = seed % 40 == 3
+        results, plain, oracle = draws(factor if hard else 1.0, 300)(seed)
+        scale = 50 if hard else 1
+        return *({"x": (oracle["x"] + scale * (x["x"] - oracle["x"])).float()} for x in (results, plain)), oracle
+
+    return draw
+
+
+def test_one_hard_draw_is_a_matter_of_chance() -> None:
+    """The hardest draw's error is 2.5 times plain PyTorch's; all draws' together are not twice."""
+    assert judge(of_one_hard_draw(2.5), 3)
+    with pytest.raises(FaultError):
+        judge(of_one_hard_draw(6.0), 3)
+
+
 def compare(factor: float, count: int = 20) -> None:
     """Compare results of `factor` times plain PyTorch's errors, drawn by PyTorch's generator."""
     oracle = torch.randn(count).double()

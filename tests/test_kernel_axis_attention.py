@@ -56,7 +56,7 @@ def test_lengths_at_tile_edges(form: Form, length: int, device: torch.device) ->
 @pytest.mark.parametrize(("dtype", "block_q"), [(torch.float16, 1024), (torch.float32, 128)], ids=str)
 @EITHER
 def test_longest_sequence(form: Form, dtype: torch.dtype, block_q: int, device: torch.device) -> None:
-    """In tiles that NumPy is quick with; float32 in those of a GPU, since the interpreter sums a long one up in turn."""
+    """In tiles that NumPy is quick with; in float32, where it sums a long one up in turn, in those of a GPU."""
     inputs = draw(form, grid_shape("width", 4096, rows=1), 32, device, dtype)
     with launch.override(tiles(block_q, block_q) if device.type == "cpu" else {}):
         check(inputs, form.heads, "width", together=True)
