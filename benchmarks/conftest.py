@@ -220,8 +220,9 @@ def so_far(config: pytest.Config, runner: Runner) -> results.Run:
 
 def finish(config: pytest.Config, runner: Runner) -> results.Run:
     """All that the session found, the device's ceilings and the kernels' arithmetic among it."""
+    of_kernels = {roofline.PRECISION} if runner.device.type == "cuda" else set()
     return replace(
         so_far(config, runner),
-        ceilings=runner.ceilings({result.precision for result in runner.results}),
+        ceilings=runner.ceilings(of_kernels | {result.precision for result in runner.results}),
         kernels=roofline.kernels(runner.device, smoke=runner.setting == "smoke"),
     )

@@ -12,7 +12,7 @@ from septr_fast.report.charts import Album, palette
 from septr_fast.report.groups import main_cases
 from septr_fast.report.results import Run
 from septr_fast.report.sources import Sources, read
-from septr_fast.report.summary import device, is_cpu, machine, sentences
+from septr_fast.report.summary import ceilings, device, is_cpu, machine, sentences
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -63,11 +63,14 @@ def _section(run: Run, album: Album) -> Iterator[str]:
     cases = main_cases(run)
     if cases:
         yield page.speed_chart(cases, album, "main cases")
-        table = tables.speed(run, (result for results in cases.values() for result in results), tables.SHORT)
-        yield from _folded("In figures", (table, tables.SPEED_LEGEND))
+        table = tables.speed(run, (result for results in cases.values() for result in results))
+        legend = f"{tables.SPEED_LEGEND} {tables.USEFUL_LEGEND}"
+        yield from _folded("In figures", (table, legend, ceilings(run)))
         yield from _folded("Memory", page.memory_charts(cases, album))
+    yield from _folded("Largest batch", page.largest_batch(run))
     yield from _folded("Growth", page.growth(run, album))
     yield from _folded("Work of every kernel", page.kernels(run, album))
+    yield from _folded("Not run", [tables.not_run(run)])
 
 
 def _folded(title: str, blocks: Iterable[str]) -> Iterator[str]:

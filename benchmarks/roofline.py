@@ -18,7 +18,8 @@ BATCH = 8
 STATIC_ARCHITECTURE = 90
 """For the counts, where there is no GPU."""
 
-CASE = "training step, default, batch {batch}, bfloat16"
+PRECISION = "bfloat16"
+CASE = f"training step, default, batch {{batch}}, {PRECISION}"
 
 
 def kernels(device: torch.device, *, smoke: bool = False) -> list[Kernel]:
@@ -38,7 +39,7 @@ def kernels(device: torch.device, *, smoke: bool = False) -> list[Kernel]:
     times = _times(config, batch, device) if backend.choose("auto", "axis_pass", device) == "triton" else {}
     case = CASE.format(batch=batch) + ("" if times else f", counted for sm_{STATIC_ARCHITECTURE}")
     return [
-        Kernel(name, case, launches, flops, size, times.get(name))
+        Kernel(name, case, launches, flops, size, times.get(name), PRECISION)
         for name, (launches, flops, size) in sorted(counted.items())
     ]
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
+from septr_fast.report.charts import DIGEST
 from septr_fast.report.results import OURS, Kernel, NotRun, Result, Run
 
 FORWARD = "forward, default 128x128, batch 1, float32"
 TRAINING = "training step, default 64x64, batch 2, float32"
+STEP = "training step, default, batch 8, bfloat16"
+"""Of the kernels on a GPU; there are no results of this case."""
 
 BASE = Result(
     group="forward",
@@ -91,25 +97,30 @@ def cpu_run(**changes: Any) -> Run:
         ceilings={"copy": 20e9, "float32": 200e9},
         results=results,
         not_run=[NotRun(FORWARD, "FlexAttention", "needs a GPU")],
-        kernels=[Kernel("mlp_fwd", FORWARD, 6, 4_000_000_000, 20_000_000)],
+        kernels=[
+            Kernel("mlp_fwd", FORWARD, 6, 4_000_000_000, 20_000_000),
+            Kernel("normalize", FORWARD, 3, 0, 500_000_000),
+        ],
     )
     return replace(run, **changes)
 
 
-def gpu_run() -> Run:
-    """A run on a GPU that does not exist: copies 1 TB/s, multiplies 100 TFLOP/s in bfloat16."""
+def gpu_run(**changes: Any) -> Run:
+    """A run on a GPU that does not exist: copies 1 TB/s, multiplies 100 TFLOP/s in bfloat16, more in float16."""
     results = [replace(BASE, precision="bfloat16"), beside(replace(BASE, precision="bfloat16"), "reference", 2.0)]
-    return cpu_run(
+    run = cpu_run(
         stamp={"device": "Imaginary GPU", "kind": "cuda", "versions": {"driver": "1.2.3"}, "date": "2030-01-02"},
-        ceilings={"copy": 1e12, "float32": 5e13, "bfloat16": 1e14},
+        ceilings={"copy": 1e12, "float32": 5e13, "bfloat16": 1e14, "float16": 2e14},
         results=results,
         not_run=[],
         kernels=[
-            Kernel("attention_fwd", FORWARD, 2, 40_000_000_000, 100_000_000, 0.001),
-            Kernel("mlp_fwd", FORWARD, 6, 4_000_000_000, 100_000_000),
-            Kernel("normalize", FORWARD, 3, 0, 500_000_000, 0.001),
+            Kernel("attention_fwd", STEP, 2, 40_000_000_000, 100_000_000, 0.001, "bfloat16"),
+            Kernel("mlp_fwd", STEP, 6, 4_000_000_000, 100_000_000, None, "bfloat16"),
+            Kernel("normalize", STEP, 3, 0, 500_000_000, 0.001, "bfloat16"),
+            Kernel("normalize_bwd", STEP, 3, 0, 200_000_000, None, "bfloat16"),
         ],
     )
+    return replace(run, **changes)
 
 
 def compiled_kernel(name: str = "mlp_fwd", **changes: Any) -> dict[str, Any]:
@@ -136,3 +147,9 @@ def compiled(*kernels: dict[str, Any]) -> dict[str, Any]:
     """A file of `kernels`."""
     versions = {"torch": "9.9", "triton": "8.8", "ptxas": {"sm_90": "7.7"}}
     return {"versions": versions, "kernels": list(kernels), "shortfalls": []}
+
+
+def drawn_from(path: Path) -> str:
+    """The hash of the data that the chart in a PNG file shows; empty where it has none."""
+    with Image.open(path) as image:
+        return str(image.info.get(DIGEST, ""))

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import soundfile
 import torch
+from report_runs import drawn_from
 from torch import nn
 
 from benchmarks import baselines, cases, data, memory, models, parity, roofline, shapes
@@ -631,6 +632,7 @@ def test_kernels_of_the_default_step_are_counted() -> None:
     tokens = 8 * 128 * 128 * 5 + 8 * 128 * 5
     assert forward.flops == 4 * tokens * 256 * 256
     assert forward.case == "training step, default, batch 8, bfloat16, counted for sm_90"
+    assert {kernel.precision for kernel in found.values()} == {"bfloat16"}
 
 
 def test_readme_shows_the_stored_results(tmp_path: Path) -> None:
@@ -645,7 +647,8 @@ def test_readme_shows_the_stored_results(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text(shown, encoding="utf-8")
     readme.update(tmp_path / "README.md", folder, drawing=True)
     assert (tmp_path / "README.md").read_text(encoding="utf-8") == shown, "update it: python -m benchmarks.readme"
-    assert {path.name for path in folder.glob("*.png")} == {path.name for path in stored.glob("*.png")}
+    drawn, kept = ({path.name: drawn_from(path) for path in place.glob("*.png")} for place in (folder, stored))
+    assert drawn == kept, "update the charts: python -m benchmarks.readme"
 
 
 def test_readme_shows_the_plan() -> None:

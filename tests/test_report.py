@@ -8,14 +8,31 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from report_runs import BASE, FORWARD, TRAINING, beside, compiled, compiled_kernel, cpu_run, gpu_run, growth
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
+from report_runs import (
+    BASE,
+    FORWARD,
+    STEP,
+    TRAINING,
+    beside,
+    compiled,
+    compiled_kernel,
+    cpu_run,
+    drawn_from,
+    gpu_run,
+    growth,
+)
 
-from benchmarks import readme
+from benchmarks import cases, readme
 from septr_fast.__main__ import main
-from septr_fast.report import bars, page, roofline, static, summary, tables
-from septr_fast.report.charts import GREEN, palette
+from septr_fast.report import bars, page, roofline, roofline_chart, static, summary, tables
+from septr_fast.report.charts import GREEN, Album, palette
 from septr_fast.report.fits import curves, fit
 from septr_fast.report.groups import main_cases, speed_groups
 from septr_fast.report.results import OURS, Run, load, store
@@ -23,6 +40,10 @@ from septr_fast.report.sources import read
 from septr_fast.report.units import duration, quantity, share, significant, slug
 
 PICTURE = re.compile(r"!\[[^]]+\]\(([^)]+)\)")
+STORED = readme.RESULTS / "cpu.json"
+EQUAL = 1.05
+"""The highest median ratio of a model that counts as no slower: two runs of one differ by as much."""
+
 OLD = {"machine": {"processor": "Imaginary"}, "results": []}
 
 
@@ -60,6 +81,20 @@ def without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
+    """Every figure that is saved, by the name of its file."""
+    kept: dict[str, Figure] = {}
+    save = Figure.savefig
+
+    def keep(figure: Figure, path: Path, **options: Any) -> None:
+        save(figure, path, **options)
+        kept[path.name] = figure
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return kept
 
 
 @pytest.mark.parametrize(
@@ -135,6 +170,14 @@ def test_summary_says_what_the_numbers_say() -> None:
     )
 
 
+def test_summary_tells_the_times_that_its_ratio_is_of() -> None:
+    other = replace(beside(BASE, "reference", 4.0), seconds=5.28, ours_seconds=1.32)
+    (sentence,) = summary.sentences(cpu_run(results=[BASE, other]))
+    assert sentence.endswith("SepTr takes 1.32 s, the reference beside it 5.28 s: 4.00 times as long (3.60 to 4.80).")
+    found = row(tables.speed(cpu_run(), [BASE, other]), model="reference")
+    assert (found["SepTr beside it"], found["median"].split(" ±")[0]) == ("1.32 s", "5.28 s")
+
+
 def test_summary_over_several_cases() -> None:
     other = replace(BASE, case="another", shape="default, 64x64", size=(64, 64))
     results = [BASE, beside(BASE, "reference", 4.0), beside(BASE, "AST", 0.5)]
@@ -163,7 +206,7 @@ def test_machine_and_ceilings() -> None:
     )
     assert summary.ceilings(gpu_run()) == (
         "Ceilings, measured in the same run: copy 1.00 TB/s (read and written); matrix products 50.0 TFLOP/s in "
-        "float32, 100 TFLOP/s in bfloat16."
+        "float32, 100 TFLOP/s in bfloat16, 200 TFLOP/s in float16."
     )
     assert summary.ceilings(cpu_run(ceilings={})) == ""
 
@@ -219,7 +262,7 @@ def test_growth_table() -> None:
 
 def test_kernels_under_the_roofs_of_their_precision() -> None:
     run = gpu_run()
-    table = roofline.table(run, FORWARD)
+    table = roofline.table(run, STEP)
     assert row(table, kernel="attention_fwd") == {
         "": "1",
         "kernel": "attention_fwd",
@@ -237,18 +280,108 @@ def test_kernels_under_the_roofs_of_their_precision() -> None:
     assert (unmeasured["time"], unmeasured["at best"], unmeasured["FLOP per byte"]) == ("", "100 µs", "40.0")
     moving = row(table, kernel="normalize")
     assert (moving["FLOP/s"], moving["of the copy's bandwidth"]) == ("", "50 %")
-    assert "Hollow: not measured" in roofline.status(run, FORWARD)
-    above = roofline.roofs(run, FORWARD)
+    assert "Hollow: not measured" in roofline.status(run, STEP)
+    above = roofline.roofs(run, STEP)
     assert above is not None
     assert (above.precision, above.rate(40.0), above.rate(400.0)) == ("bfloat16", 4e13, 1e14)
 
 
+@pytest.mark.parametrize("missing", ["bfloat16", "copy"])
+def test_no_roof_of_another_precision(missing: str, tmp_path: Path) -> None:
+    run = gpu_run()
+    less = replace(run, ceilings={name: rate for name, rate in run.ceilings.items() if name != missing})
+    unknown = replace(run, kernels=[replace(kernel, precision="") for kernel in run.kernels])
+    mixed = replace(run, kernels=[replace(run.kernels[0], precision="float16"), *run.kernels[1:]])
+    for one in (less, unknown, mixed):
+        assert roofline.roofs(one, STEP) is None
+        assert roofline.status(one, STEP).startswith("Counted: no roofs")
+        assert "at best" not in rows(roofline.table(one, STEP))[0]
+        roofline_chart.draw(one, STEP, tmp_path / "chart.png")
+        assert is_png(tmp_path / "chart.png")
+
+
 def test_kernels_of_a_cpu_run_are_counted_alone() -> None:
-    kernel = replace(cpu_run().kernels[0], seconds=0.1)
+    kernel = replace(cpu_run().kernels[0], seconds=0.1, precision="float32")
     run = cpu_run(kernels=[kernel])
     assert roofline.roofs(run, FORWARD) is None
     assert roofline.status(run, FORWARD).startswith("Counted, not measured")
     assert set(rows(roofline.table(run, FORWARD))[0]) == {"", "kernel", "launches", "GFLOP", "bytes", "FLOP per byte"}
+
+
+def words(figure: Figure) -> list[str]:
+    """All that is written in `figure`, legends line by line."""
+    return [line for text in figure.findobj(Text) for line in text.get_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("run", "case", "beside_names"),
+    [
+        (cpu_run(), FORWARD, {"200", "20.0 MB", "500 MB", "no matrix products"}),
+        (gpu_run(), STEP, {"1.00 ms, 50 %", "at best 200 µs", "1", "2"}),
+        (gpu_run(kernels=gpu_run().kernels[2:]), STEP, {"1.00 ms, 50 %", "at best 200 µs"}),
+        (gpu_run(kernels=gpu_run().kernels[:2]), STEP, {"1", "2"}),
+        (load(STORED), load(STORED).kernels[0].case, {"212", "9.61", "5.72 MB"}),
+    ],
+    ids=["counted", "under roofs", "no products", "all with products", "stored"],
+)
+def test_every_kernel_is_on_the_chart(
+    run: Run, case: str, beside_names: set[str], figures: dict[str, Figure], tmp_path: Path
+) -> None:
+    roofline_chart.draw(run, case, tmp_path / "chart.png")
+    written = words(figures["chart.png"])
+    for number, kernel in enumerate(run.kernels, 1):
+        assert f"{number}  {kernel.name}" in [line.strip("\u2007") for line in written]
+    assert beside_names <= set(written)
+
+
+def title_extent(axes: Axes) -> Bbox | None:
+    """Where the title of `axes` is in the figure; None without one."""
+    title = axes.get_title(loc="left")
+    return next((text.get_window_extent() for text in axes.findobj(Text) if title and text.get_text() == title), None)
+
+
+def test_no_title_is_clipped(figures: dict[str, Figure], tmp_path: Path) -> None:
+    long = replace(BASE, case="transformer along the width, default, 128x128, batch 128, bfloat16", group="x")
+    other = beside(long, "merged algebra, fused attention, a kernel of its own, compiled", 2.0)
+    wide = [BASE, beside(BASE, "reference", 3.0), long, other]
+    runs = {"stored": load(STORED), "cpu": cpu_run(), "gpu": gpu_run(), "wide": cpu_run(results=wide)}
+    for name, run in runs.items():
+        shown, album = main_cases(run), Album(tmp_path, name, "", palette([run]), drawing=True)
+        blocks = [page.speed_chart(shown, album, "main cases"), *page.memory_charts(shown, album)]
+        blocks += [*page.growth(run, album), *page.kernels(run, album)]
+        assert len(PICTURE.findall("".join(blocks))) >= 3
+    assert len(figures) == 16
+    for name, figure in figures.items():
+        figure.draw_without_rendering()
+        titled = {axes: extent for axes in figure.axes if (extent := title_extent(axes)) is not None}
+        boxes = {axes: axes.get_tightbbox() for axes in figure.axes}
+        assert titled
+        for axes, extent in titled.items():
+            where = f"{name}: {axes.get_title(loc='left')}"
+            assert figure.bbox.x0 <= extent.x0 < extent.x1 <= figure.bbox.x1, where
+            assert figure.bbox.y0 <= extent.y0 < extent.y1 <= figure.bbox.y1, where
+            assert not any(extent.overlaps(box) for other, box in boxes.items() if other is not axes), where
+
+
+def test_a_chart_tells_which_data_it_shows(tmp_path: Path) -> None:
+    run = cpu_run()
+    changed = [
+        replace(result, seconds=1.1 * result.seconds, peak_bytes=1 + (result.peak_bytes or 0)) for result in run.results
+    ]
+    kernels = [replace(kernel, bytes=kernel.bytes + 1) for kernel in run.kernels]
+    for folder, one in {"a": run, "b": run, "c": replace(run, results=changed, kernels=kernels)}.items():
+        for _ in page.section(one, Album(tmp_path / folder, "cpu", "", palette([one]), drawing=True)):
+            pass
+    first, same, other = (
+        {path.name: (drawn_from(path), path.read_bytes()) for path in (tmp_path / folder).glob("*.png")}
+        for folder in "abc"
+    )
+    assert first == same
+    assert first.keys() == other.keys()
+    assert len(first) == 6
+    assert all(digest for digest, _ in first.values())
+    assert all(first[name][0] != other[name][0] for name in first if name != "cpu-memory-kept.png")
+    assert first["cpu-memory-kept.png"] == other["cpu-memory-kept.png"]
 
 
 def test_bars_are_relative_to_septr() -> None:
@@ -345,6 +478,56 @@ def test_what_is_stored_is_loaded(tmp_path: Path) -> None:
     assert load(write(tmp_path, "cpu.json", cpu_run())) == cpu_run()
 
 
+def test_files_from_before_a_field_are_loaded(tmp_path: Path) -> None:
+    path = write(tmp_path, "cpu.json", cpu_run())
+    content = json.loads(path.read_text(encoding="utf-8"))
+    for name, field in (("results", "ours_seconds"), ("kernels", "precision")):
+        for entry in content[name]:
+            del entry[field]
+    assert load(write(tmp_path, "old.json", content)) == cpu_run()
+
+
+def stored_ratios(group: str, batch: int) -> dict[str, float | None]:
+    """Ratios of the default model in the stored results of a CPU, by the name of the model beside it."""
+    found = load(STORED).cases(group)[f"{group}, default, batch {batch}, float32"]
+    return {result.model: result.ratio for result in found}
+
+
+@pytest.mark.parametrize(
+    ("group", "batch", "model", "least"),
+    [
+        (cases.FORWARD, 1, cases.REFERENCE, 3.0),
+        (cases.FORWARD, 4, cases.REFERENCE, 3.0),
+        (cases.FORWARD, 1, cases.REFERENCE_COMPILED, 2.4),
+        (cases.FORWARD, 4, cases.REFERENCE_COMPILED, 2.4),
+        (cases.STEP, 1, cases.REFERENCE, 3.0),
+    ],
+)
+def test_stored_results_keep_what_is_promised(group: str, batch: int, model: str, least: float) -> None:
+    ratio = stored_ratios(group, batch)[model]
+    assert ratio is not None
+    assert ratio >= least
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_stored_results_show_compilation_no_slower(batch: int) -> None:
+    ratio = stored_ratios(cases.FORWARD, batch)[cases.OURS_COMPILED]
+    assert ratio is not None
+    assert ratio <= EQUAL
+
+
+@pytest.mark.parametrize("group", [cases.FORWARD, cases.STEP])
+def test_stored_results_have_the_patch_models(group: str) -> None:
+    ratios = stored_ratios(group, 1)
+    assert all(ratios[model] is not None for model in cases.PATCH_MODELS)
+
+
+def test_stored_results_are_of_a_whole_run_on_a_cpu() -> None:
+    run = load(STORED)
+    assert summary.is_cpu(run)
+    assert run.setting in {"quick", "full"}
+
+
 def test_static_table_tells_the_worst_variant(tmp_path: Path) -> None:
     small = {"flops": 1_000_000, "executed_flops": 3_000_000, "least_bytes_moved": 1000}
     kernels = [
@@ -432,6 +615,15 @@ def test_importing_imports_no_matplotlib() -> None:
     assert done.stdout == "False\n"
 
 
+def test_readme_folds_nothing_away_that_is_not_there(tmp_path: Path) -> None:
+    path, results = prepared(tmp_path, cpu=cpu_run(results=[BASE], not_run=[]))
+    readme.update(path, results, drawing=False)
+    text = path.read_text(encoding="utf-8")
+    assert "<summary>In figures</summary>" in text
+    assert "Largest batch" not in text
+    assert "Not run" not in text
+
+
 def prepared(folder: Path, **files: object) -> tuple[Path, Path]:
     """A README with markers, and a folder of results."""
     (folder / "results").mkdir()
@@ -452,10 +644,16 @@ def test_readme_is_replaced_between_the_markers_alone(tmp_path: Path) -> None:
     assert tables.growth(cpu_run()) in once
     assert "\n<summary>Growth</summary>\n" in once
     assert "### Growth" not in once
-    assert once.count("<details>") == once.count("</details>") == 5
+    assert once.count("<details>") == once.count("</details>") == 7
     table = next(block for block in once.split("\n\n") if "| median" in block)
-    assert row(table, case=FORWARD, model="reference")["SepTr is"] == "4.00 x as fast (3.60 to 4.80)"
-    assert set(rows(table)[0]) == set(tables.SHORT)
+    found = row(table, case=FORWARD, model="reference")
+    assert found["SepTr is"] == "4.00 x as fast (3.60 to 4.80)"
+    assert (found["spectrograms/s"], found["s of audio/s"], found["GFLOP"]) == ("0.167", "0.333", "351")
+    assert (found["parameters"], found["useful FLOP/s (of the ceiling)"]) == ("4.20 M", "25.0 GFLOP/s (12 %)")
+    assert summary.ceilings(cpu_run()) in once
+    for title, table in (("Largest batch", tables.largest_batch(cpu_run())), ("Not run", tables.not_run(cpu_run()))):
+        folded = once.partition(f"<summary>{title}</summary>")[2].partition("</details>")[0]
+        assert table in folded
     assert PICTURE.findall(once)
     assert all(is_png(tmp_path / link) for link in PICTURE.findall(once))
     assert "(results/cpu.json)" in once

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from septr_fast.report.charts import INK, layout, plain, save
+from septr_fast.report.charts import CLEAR, INK, entitle, finish, layout, plain
 from septr_fast.report.groups import ours
 from septr_fast.report.results import Result
 from septr_fast.report.units import duration, quantity
@@ -20,9 +19,6 @@ Cases = Mapping[str, Sequence[Result]]
 
 _BAR, _HEAD, _WIDTH = 0.27, 1.0, 6.6
 """Inches: height of a bar, height of what is around the bars of a panel, width of a panel."""
-
-_LINE = 56
-"""Characters of a title that fit above a panel."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +60,7 @@ def speed_panels(cases: Cases) -> list[Panel]:
     for case, results in cases.items():
         bars = [_time_bar(result) for result in results if result.ratio is not None or result is ours(results)]
         if len(bars) > 1:
-            panels.append(Panel(case, "time, SepTr = 1; shorter is faster", bars, line=1.0))
+            panels.append(Panel(case, "time, SepTr beside it = 1; shorter is faster", bars, line=1.0))
     return panels
 
 
@@ -108,7 +104,8 @@ def draw(panels: Sequence[Panel], colours: Mapping[str, str], path: Path) -> Non
         most = max(len(panel.bars) for panel in beside)
         for column, panel in enumerate(beside):
             _draw(figure.add_subplot(grid[row, column]), panel, colours, most)
-    save(figure, path)
+    shown = {bar.model: colours[bar.model] for panel in panels for bar in panel.bars}
+    finish(figure, path, (panels, shown))
 
 
 def _draw(axes: Axes, panel: Panel, colours: Mapping[str, str], places: int) -> None:
@@ -118,13 +115,12 @@ def _draw(axes: Axes, panel: Panel, colours: Mapping[str, str], places: int) -> 
         axes.barh(place, bar.value, 0.72, color=colours[bar.model])
         if bar.low is not None and bar.high is not None:
             axes.plot([bar.low, bar.high], [place, place], color=INK, linewidth=1.2, marker="|", markersize=6)
-        clear = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
-        axes.text(bar.end + 0.02 * longest, place, bar.label, va="center", fontsize=9, color=INK, bbox=clear)
+        axes.text(bar.end + 0.02 * longest, place, bar.label, va="center", fontsize=9, color=INK, bbox=CLEAR)
     if panel.line is not None:
         axes.axvline(panel.line, color=INK, linewidth=0.8, linestyle=(0, (2, 3)), zorder=0)
     axes.set_yticks(range(len(panel.bars)), [bar.model for bar in panel.bars])
     axes.set_ylim(places - 0.4, -0.6)
     axes.set_xlim(0, 1.42 * longest)
-    axes.set_title(textwrap.fill(panel.title, _LINE), loc="left", color=INK)
+    entitle(axes, panel.title)
     axes.set_xlabel(panel.axis, fontsize=9, color=INK)
     plain(axes)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import re
+import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +18,19 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import LayoutEngine
+    from matplotlib.text import Text
 
 GREEN = "#0b6e4f"
 INK = "#333d47"
+CLEAR = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
+"""What is behind words that may stand on a line."""
+
+DIGEST = "SHA-256 of what is drawn"
+"""The entry of a PNG file's text that tells which data a chart was drawn from."""
+
 NO_CHARTS = "no charts without matplotlib: pip install 'septr_fast[report]'"
+
+_DPI = 120
 
 _VARIANTS = ("#6fb98f", "#2f9e6e", "#a3d3b8", "#14532d", "#4fd08f")
 _BASELINES = ("#8a97a5", "#1f5a99", "#7fb2e0", "#5b7db1", "#b8c2cc", "#4c8bc4", "#56616d", "#a9c9ea")
@@ -91,9 +102,36 @@ def plain(axes: Axes) -> None:
     """Leave out what carries no data."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=9, colors=INK)
-    axes.title.set_fontsize(10)
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write `figure` as PNG."""
-    figure.savefig(path, dpi=120, facecolor="white")
+def entitle(axes: Axes, words: str) -> Text:
+    """Write `words` above `axes`, from their left edge on."""
+    return axes.set_title(words, loc="left", color=INK, fontsize=10)
+
+
+def finish(figure: Figure, path: Path, drawn: object) -> None:
+    """Wrap the titles of `figure` into the room they have, and write it as PNG with a hash of its data.
+
+    Args:
+        figure: whose titles `entitle` wrote.
+        path: the file.
+        drawn: all that the chart depends on, as plain values: its `repr` is what is hashed.
+    """
+    figure.set_dpi(_DPI)
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        _wrap_title(axes)
+    save(figure, path, {DIGEST: hashlib.sha256(repr(drawn).encode()).hexdigest()})
+
+
+def _wrap_title(axes: Axes) -> None:
+    """Break the title into lines no wider than `axes`, which the layout has given its place."""
+    words = axes.get_title(loc="left")
+    for length in range(len(words), 0, -1):
+        if entitle(axes, textwrap.fill(words, length)).get_window_extent().width <= axes.bbox.width:
+            return
+
+
+def save(figure: Figure, path: Path, text: Mapping[str, str] | None = None) -> None:
+    """Write `figure` as PNG with `text` as its metadata."""
+    figure.savefig(path, dpi=_DPI, facecolor="white", metadata=text)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from septr_fast.report.charts import INK, layout, plain, save, tick
+from septr_fast.report.charts import INK, entitle, finish, layout, plain, tick
 from septr_fast.report.fits import Curve, fit
 from septr_fast.report.units import duration, quantity
 
@@ -37,12 +37,13 @@ def draw(curves: Sequence[Curve], colours: Mapping[str, str], path: Path) -> Non
             axes = grid[row][column]
             own = [curve for curve in curves if curve.axis == place and points(curve)]
             _draw(axes, own, points, words, styles)
-            axes.set_title(f"{title} along the {place}", loc="left", color=INK)
+            entitle(axes, f"{title} along the {place}")
             axes.set_xlabel(UNITS.get(place, place), fontsize=9, color=INK)
             plain(axes)
     handles = [_handle(*style, label=model) for model, style in styles.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False, fontsize=9)
-    save(figure, path)
+    drawn = [(title, curve.axis, curve.model, points(curve)) for title, points, _ in shown for curve in curves]
+    finish(figure, path, (drawn, styles))
 
 
 def _styles(curves: Iterable[Curve], colours: Mapping[str, str]) -> dict[str, tuple[str, str]]:

@@ -91,13 +91,18 @@ def memory_charts(cases: bars.Cases, album: Album) -> Iterator[str]:
 
 def _memory(run: Run, album: Album) -> Iterator[str]:
     cases = {case: results for group in speed_groups(run) for case, results in run.cases(group).items()}
-    drawn, largest = [*memory_charts(cases, album)], tables.largest_batch(run)
-    if any(drawn) or largest:
+    found = [*memory_charts(cases, album), *largest_batch(run)]
+    if any(found):
         yield "### Memory"
-        yield from drawn
-    if largest:
-        yield "The largest batch that fits:"
-        yield largest
+        yield from found
+
+
+def largest_batch(run: Run) -> Iterator[str]:
+    """The most spectrograms at a time for each model; nothing where nobody asked."""
+    table = tables.largest_batch(run)
+    if table:
+        yield "The largest batch whose training step fits:"
+        yield table
 
 
 def growth(run: Run, album: Album) -> Iterator[str]:
@@ -116,16 +121,15 @@ def growth(run: Run, album: Album) -> Iterator[str]:
 
 def kernels(run: Run, album: Album) -> Iterator[str]:
     """The kernels of each case under their roofs; nothing without kernels."""
-    for case, found in roofline.by_case(run).items():
+    for case in roofline.by_case(run):
         yield f"### Kernels: {case}"
         yield roofline.status(run, case)
-        if any(roofline.intensity(kernel) is not None for kernel in found):
-            yield _roofline_chart(run, case, album)
+        yield _roofline_chart(run, case, album)
         yield roofline.table(run, case)
 
 
 def _roofline_chart(run: Run, case: str, album: Album) -> str:
-    words = "FLOP per byte of every kernel, under the roofs of the device where they are known"
+    words = "FLOP and bytes of every kernel, under the roofs of the device where they are known"
     return album.picture(f"roofline {case}", words, lambda path: roofline_chart.draw(run, case, path))
 
 

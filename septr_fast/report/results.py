@@ -32,7 +32,8 @@ class Result:
             and where nothing was timed beside.
         lowest_ratio: the lowest of those ratios.
         highest_ratio: the highest.
-        ours_seconds: median time of `OURS` in the calls right before this model's.
+        ours_seconds: median time of `OURS` in the calls right before this model's; None where `ratio` is, and in
+            files that did not keep it.
         flops: matrix arithmetic of a call, counted as it runs, 2 for a multiply-add.
         useful_flops: the least arithmetic that is known to give the same result.
         parameters: of the model; None for a part of one.
@@ -100,6 +101,7 @@ class Kernel:
         flops: of use, in all of them; 0 where there are no matrix products.
         bytes: read and written, every operand once.
         seconds: in all launches, measured; None where no GPU was there.
+        precision: of the products, as in `Result`; empty in files that did not keep it.
     """
 
     name: str
@@ -108,6 +110,7 @@ class Kernel:
     flops: int
     bytes: int
     seconds: float | None = None
+    precision: str = ""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ class Roofs:
     Attributes:
         copy: bytes per second, read and written.
         product: FLOP per second in `precision`.
-        precision: that of the kernels, or that of the fastest product where theirs is not known.
+        precision: that of the kernels.
     """
 
     copy: float
@@ -34,13 +34,11 @@ class Roofs:
 
 
 def roofs(run: Run, case: str) -> Roofs | None:
-    """The roofs for the kernels of `case`; None for a CPU, where no kernel ran, and without ceilings."""
-    products = {name: rate for name, rate in run.ceilings.items() if name != "copy"}
-    if is_cpu(run) or "copy" not in run.ceilings or not products:
+    """The roofs for the kernels of `case`; None for a CPU, where no kernel ran, and without ceilings of theirs."""
+    precision, *others = {kernel.precision for kernel in by_case(run)[case]}
+    if is_cpu(run) or others or not {"copy", precision} <= run.ceilings.keys():
         return None
-    own = next((result.precision for result in run.results if result.case == case), "")
-    precision = own if own in products else max(products, key=products.__getitem__)
-    return Roofs(run.ceilings["copy"], products[precision], precision)
+    return Roofs(run.ceilings["copy"], run.ceilings[precision], precision)
 
 
 def by_case(run: Run) -> dict[str, list[Kernel]]:
@@ -56,17 +54,19 @@ def intensity(kernel: Kernel) -> float | None:
     return kernel.flops / kernel.bytes if kernel.flops and kernel.bytes else None
 
 
-def measured(run: Run, kernel: Kernel) -> bool:
-    """Whether `kernel` was timed on the device it is for."""
-    return kernel.seconds is not None and not is_cpu(run)
+def measured(run: Run, kernel: Kernel) -> float | None:
+    """Seconds in all launches of `kernel`; None where it was not timed on the device it is for."""
+    return None if is_cpu(run) else kernel.seconds
 
 
 def status(run: Run, case: str) -> str:
     """What the figures of the kernels of `case` are."""
     kernels = by_case(run)[case]
-    timed = sum(measured(run, kernel) for kernel in kernels)
+    timed = sum(measured(run, kernel) is not None for kernel in kernels)
     if is_cpu(run):
         return "Counted, not measured: the GPU's kernels, without a GPU."
+    if roofs(run, case) is None:
+        return "Counted: no roofs without the ceilings of a copy and of products in the kernels' precision."
     if timed == len(kernels):
         return "Measured."
     text = "Not measured: what the ceilings would allow"
@@ -85,7 +85,7 @@ def table(run: Run, case: str) -> str:
 
 
 def _cells(number: int, kernel: Kernel, run: Run, above: Roofs | None) -> tuple[str, ...]:
-    timed = kernel.seconds if measured(run, kernel) else None
+    timed = measured(run, kernel)
     ratio = intensity(kernel)
     return (
         str(number),

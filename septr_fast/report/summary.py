@@ -62,9 +62,11 @@ def _main(run: Run, group: str) -> Iterator[str]:
         own, other = ours(results), baseline(results)
         if own is None or other is None:
             continue
+        beside = own.seconds if other.ours_seconds is None else other.ours_seconds
+        name = _the(other) if other.ours_seconds is None else f"{_the(other)} beside it"
         yield (
             f"{title(group)}, {model_size(own)}, batch {own.batch}, {own.precision}: SepTr takes "
-            f"{duration(own.seconds)}, {_the(other)} {duration(other.seconds)}: "
+            f"{duration(beside)}, {name} {duration(other.seconds)}: "
             f"{other.ratio:.2f} times as long{reach(other)}."
         )
         if own.saved_bytes and other.saved_bytes:
