@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from septr_fast.inputs import check_dense
+from septr_fast.inputs import autocasts, check_dense
 from septr_fast.reference import check_sizes
 
 _CONSTANT = 1e-10
@@ -131,8 +131,7 @@ class Spectrogram(nn.Module):
         """
         self._check(waveform)
         device_type = waveform.device.type
-        autocast = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
-        with torch.autocast(device_type, enabled=False) if autocast else nullcontext():
+        with torch.autocast(device_type, enabled=False) if autocasts(device_type) else nullcontext():
             values = self._standardized(self.features(self._transform(waveform)))
         return values.transpose(2, 3) if self.time_first else values
 

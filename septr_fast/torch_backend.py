@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from itertools import starmap
 
 import torch
 import torch.nn.functional as F
@@ -78,7 +77,7 @@ def _axis_pass(
 
     valid = keys(lengths, axis)
     chunks = _chunks(rows, tokens * widest.shape[0] * widest.element_size(), cls_token, *_given(valid))
-    return _assemble(starmap(transform, chunks), grid.shape[:3], axis, out, lengths)
+    return _assemble((transform(*chunk) for chunk in chunks), grid.shape[:3], axis, out, lengths)
 
 
 def low_rank_pass(
@@ -110,7 +109,7 @@ def low_rank_pass(
         return y.view(*s.shape[:3], dim)
 
     chunks = _chunks(rows, 4 * tokens * attention.heads * tokens, *_given(keys(lengths, axis)))
-    return _assemble(starmap(transform, chunks), pixels.shape[:3], axis, None, lengths)
+    return _assemble((transform(*chunk) for chunk in chunks), pixels.shape[:3], axis, None, lengths)
 
 
 def class_only_pass(
