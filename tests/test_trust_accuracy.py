@@ -24,6 +24,18 @@ def test_none_wrong(device: torch.device, one_thread: None) -> None:
     assert outcome.tried >= 300
 
 
+def test_no_plan_is_tried_twice() -> None:
+    assert accuracy.plans(full=False) == {None: list(accuracy.MODELS)}
+    tried = accuracy.plans(full=True)
+    assert "class-only" not in tried
+    assert len(tried["low-rank"]) == 1
+
+
+def test_every_row_names_a_rule_that_the_page_explains() -> None:
+    names = {measure.__name__ for _, _, _, measure in accuracy.sources(full=True)}
+    assert names == set(accuracy.RULES)
+
+
 def test_ratios() -> None:
     oracle = torch.tensor([1.0, 2.0], dtype=torch.float64)
     triple = ({"x": oracle + 3}, {"x": oracle + 1.5}, {"x": oracle})

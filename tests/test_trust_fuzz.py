@@ -12,11 +12,11 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from trust import fuzz
+from trust import chunks, fuzz
 from trust.fuzz_cases import OperatorCase
 from trust.outcome import silent
 
-from septr_fast import torch_backend
+from septr_fast import merged_training, torch_backend
 
 
 @pytest.fixture
@@ -64,6 +64,24 @@ def test_finds_the_smallest_case_of_a_fault_in_one_shape(monkeypatch: pytest.Mon
     assert found is not None
     assert "FaultError" in found
     assert ", 3), heads=" in found
+
+
+def test_finds_a_fault_that_takes_several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gradient that forgets all chunks but the last; in chunks as shipped nothing is wrong."""
+    add = merged_training._Sums.add
+
+    def forgetting(sums: Any, name: str, *given: Tensor) -> None:
+        sums._values.pop(f"{name}_weight", None)
+        add(sums, name, *given)
+
+    monkeypatch.setattr(merged_training._Sums, "add", forgetting)
+    name = "merged training passes in chunks"
+    assert "FaultError" in str(find(name, 20))
+    level = fuzz.LEVELS[name]
+    shipped = replace(level, strategy=level.strategy.map(lambda case: replace(case, chunk=None)))
+    with chunks.counted() as counted:
+        assert fuzz.search(shipped, 3, 20, Counter(), silent)[1] is None
+    assert not counted[chunks.BY_HAND]
 
 
 @pytest.mark.usefixtures("_on_a_cpu")

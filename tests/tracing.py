@@ -94,6 +94,15 @@ class Trace:
         assert not problems, "\n".join(problems)
 
 
+def element_addresses(x: Tensor) -> np.ndarray:
+    """Where the elements of `x` lie, those that it repeats by a stride of 0 once."""
+    addresses = np.array([x.data_ptr()] if x.numel() else [], np.int64)
+    for size, stride in zip(x.shape, x.stride(), strict=True):
+        if stride and x.numel():
+            addresses = (addresses[:, None] + np.arange(size) * stride * x.element_size()).reshape(-1)
+    return addresses.astype(np.uint64)
+
+
 class _Extent:
     """The addresses that belong to a tensor: a range, and in it the very elements where there are gaps."""
 
@@ -108,10 +117,7 @@ class _Extent:
         length = sum((size - 1) * step for size, step in axes) + x.element_size()
         self.end = self.start + (length if x.numel() else 0)
         if x.numel() and math.prod(size for size, _ in axes) * x.element_size() != length:
-            addresses = np.array([self.start], np.int64)
-            for size, step in axes:
-                addresses = (addresses[:, None] + np.arange(size) * step).reshape(-1)
-            self.elements = np.unique(addresses).astype(np.uint64)
+            self.elements = np.unique(element_addresses(x))
 
     def holds(self, addresses: np.ndarray, width: int) -> np.ndarray:
         inside = (addresses >= self.start) & (addresses + np.uint64(width) <= self.end)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from hypothesis import strategies as st
@@ -92,6 +92,7 @@ class PassCase:
         gradient_layout: strides of the gradient of the grid that comes out.
         padded: None, or an axis along which every second sample is padded.
         seed: of the values.
+        chunk: bytes of a chunk of rows on PyTorch, or None for the shipped ones.
     """
 
     formulation: str
@@ -109,6 +110,7 @@ class PassCase:
     gradient_layout: str
     padded: str | None
     seed: int
+    chunk: int | None = None
 
     def categories(self) -> Iterator[str]:
         """What the case belongs to."""
@@ -148,6 +150,7 @@ class ModelCase:
         padded: None, or an axis along which every second spectrogram is padded.
         recompute: whether the backward pass recomputes.
         seed: of the values.
+        chunk: bytes of a chunk of rows on PyTorch, or None for the shipped ones.
     """
 
     backend: str
@@ -170,6 +173,7 @@ class ModelCase:
     padded: str | None
     recompute: bool
     seed: int
+    chunk: int | None = None
 
     def categories(self) -> Iterator[str]:
         """What the case belongs to."""
@@ -220,6 +224,9 @@ BATCHES = (2, 1, 2, 1, 0)
 SHAPES = [(batch, rows, length) for batch in BATCHES for rows in (2, 1, 3) for length in LENGTHS]
 INTERPRETED_SHAPES = [shape for shape in SHAPES if shape[0] * shape[1] * -(-shape[2] // TILE) <= 4]
 """With few programs: the interpreter takes milliseconds for each."""
+
+CHUNKS = (None, 1, 1 << 12, 1 << 14)
+"""Bytes of a chunk: as shipped, a row each, and a few rows."""
 
 SEEDS = st.integers(0, 2**20)
 LAYOUT = st.sampled_from(LAYOUTS)
@@ -272,7 +279,19 @@ def passes(draw: Callable[..., object], backend: str) -> PassCase:
         gradient_layout=draw(LAYOUT),
         padded=draw(st.sampled_from(padded)),
         seed=draw(SEEDS),
+        chunk=None if triton else draw(st.sampled_from(CHUNKS)),
     )
+
+
+def merged_in_chunks() -> st.SearchStrategy[PassCase]:
+    """Passes on PyTorch with a backward pass by hand, over several rows in chunks that are not as shipped."""
+    return passes("torch").map(_merged_in_chunks)
+
+
+def _merged_in_chunks(case: PassCase) -> PassCase:
+    batch, rows, length = case.shape
+    shape, dtypes = (max(1, batch), max(2, rows), length), ("float32", "float32")
+    return replace(case, formulation="merged", shape=shape, dtypes=dtypes, padded=None, chunk=case.chunk or 1)
 
 
 @st.composite
@@ -310,4 +329,5 @@ def models(draw: Callable[..., object], backend: str) -> ModelCase:
         padded=draw(st.sampled_from(padded)),
         recompute=not triton and draw(st.booleans()),
         seed=draw(SEEDS),
+        chunk=None if triton else draw(st.sampled_from(CHUNKS)),
     )
