@@ -3,14 +3,15 @@
 The parts, each with what it finds in the file's `results`: `replay`, the tests that take a device, compiled; `repeat`,
 the same bits in every run; `graphs`, the same bits from replayed CUDA graphs; `stream`, and on a stream beside a busy
 one; `configurations`, every launch configuration alone; `corpus`, drawn cases; `sanitize`, a step under
-`compute-sanitizer`. `errors` holds the traceback of a part that could not run. `benchmarks.gpu_figures` reads it all.
+`compute-sanitizer`. `errors` holds the traceback of a part that could not run, `unfinished` what there was no time for.
+`benchmarks.gpu_figures` reads it all.
 """
 
 from __future__ import annotations
 
 import copy
 import traceback
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from septr_fast.kernels import launch
 from torch import Tensor
 
 from benchmarks import gpu_figures
+from benchmarks.compiling import compile_calls
 from benchmarks.gpu_configurations import configurations
 from benchmarks.gpu_corpus import corpus
 from benchmarks.gpu_replay import replay
@@ -31,6 +33,11 @@ from septr_fast import SepTr
 from septr_fast.workloads import Workload, workloads
 
 REPEATS = {torch.bfloat16: 1000, torch.float16: 100, torch.float32: 100}
+LOOK_AT_CLOCK = 10
+"""Runs that are started without waiting for the device."""
+
+Keep = Callable[[dict[str, Any]], None]
+
 TINY_TILES = {
     "low_rank_fwd": launch.Config({"BLOCK_Q": 16, "BLOCK_K": 16, "PARTS": 1}),
     "low_rank_bwd": launch.Config({"BLOCK_Q": 16, "BLOCK_K": 16, "PARTS": 1}),
@@ -42,7 +49,8 @@ class Part(NamedTuple):
     """A part of the stage.
 
     Attributes:
-        run: what finds its results, from the device, whether shapes are tiny, a budget and the folder for logs.
+        run: what finds its results, from the device, whether shapes are tiny, a budget and the folder for logs;
+            an iterator gives a list entry by entry.
         share: of the stage's time, in relation to those of the other parts.
         needs_gpu: whether it cannot be rehearsed.
     """
@@ -53,24 +61,37 @@ class Part(NamedTuple):
 
 
 PARTS = {
-    "replay": Part(replay, 5),
-    "repeat": Part(lambda device, tiny, budget, out: repeat(device, tiny, budget), 2),
+    "replay": Part(replay, 6),
+    "repeat": Part(lambda device, tiny, budget, out: repeat(device, tiny, budget), 3),
     "graphs": Part(lambda device, tiny, budget, out: graphs(device, tiny), 0.5, needs_gpu=True),
     "stream": Part(lambda device, tiny, budget, out: other_stream(device, tiny), 0.5, needs_gpu=True),
     "configurations": Part(lambda device, tiny, budget, out: configurations(device, tiny, budget), 3),
-    "corpus": Part(corpus, 2),
-    "sanitize": Part(sanitize, 2, needs_gpu=True),
+    "corpus": Part(corpus, 3),
+    "sanitize": Part(sanitize, 4, needs_gpu=True),
 }
 
 
 def measure(
-    device: torch.device, tiny: bool, budget: Budget, out: Path, only: Collection[str] = tuple(PARTS)
+    device: torch.device,
+    tiny: bool,
+    budget: Budget,
+    out: Path,
+    only: Collection[str] = tuple(PARTS),
+    keep: Keep = lambda results: None,
 ) -> dict[str, Any]:
-    """The parts called `only` on `device`; `passed` tells whether nothing failed.
+    """The parts called `only` on `device`; `passed` tells whether all of each was tried and nothing failed.
 
     What a part leaves of its time goes to those behind it; what it raises is noted, and the others run.
+
+    Args:
+        device: of the kernels.
+        tiny: whether shapes have few tokens.
+        budget: of the stage.
+        out: folder for logs.
+        only: names out of `PARTS`.
+        keep: told the results whenever there are more of them.
     """
-    results: dict[str, Any] = {}
+    results: dict[str, Any] = {"unfinished": budget.unfinished}
     chosen = [name for name in PARTS if name in only]
     budget.left_out += [f"{name}: not asked for" for name in PARTS if name not in only]
     for place, name in enumerate(chosen):
@@ -80,32 +101,56 @@ def measure(
             continue
         try:
             with launch.override(TINY_TILES if tiny else {}):
-                results[name] = part.run(device, tiny, budget.part(share), out)
+                _gather(name, part.run(device, tiny, budget.part(share), out), results, keep)
         except Exception:
             results.setdefault("errors", {})[name] = traceback.format_exc()
-    return {**results, "passed": not gpu_figures.faults(results)}
+        keep(results)
+    return {**results, "passed": not (gpu_figures.faults(results) or budget.unfinished)}
 
 
-def repeat(device: torch.device, tiny: bool, budget: Budget) -> list[dict[str, Any]]:
-    """Run every pass forward and backward many times; count the runs that differ in a bit."""
-    found = []
+def _gather(name: str, found: Any, results: dict[str, Any], keep: Keep) -> None:
+    """Put what a part finds into `results`, entry by entry where it can be had so."""
+    if not isinstance(found, Iterator):
+        results[name] = found
+        return
+    results[name] = []
+    for entry in found:
+        results[name].append(entry)
+        keep(results)
+
+
+def repeat(device: torch.device, tiny: bool, budget: Budget) -> Iterator[dict[str, Any]]:
+    """Run every pass forward and backward many times; count the runs that differ in a bit.
+
+    Yields:
+        Of every `pass` the number of `runs`, how many were `wanted`, and how many were `different`.
+    """
     for dtype in (torch.float32,) if tiny else REPEATS:
-        for workload in workloads(FEW_TOKENS if tiny else {}, [dtype], 1, device):
-            if tiny and workload.formulation in ("direct", "merged") and workload.shape.axis == "height":
-                continue
-            if budget.allows(f"repeat {workload.name}", 20 if device.type == "cuda" else 0):
-                found.append({"pass": workload.name, **_repeat(workload, 1 if tiny else REPEATS[dtype], budget)})
-    return found
+        times = 1 if tiny else REPEATS[dtype]
+        drawn = list(workloads(FEW_TOKENS if tiny else {}, [dtype], 1, device))
+        if tiny:
+            drawn = [one for one in drawn if one.formulation in ("low-rank", "class-only") or one.shape.axis == "width"]
+        if budget.left > 0:
+            compile_calls([one.run for one in drawn], device)
+        for workload in drawn:
+            done, different = _repeat(workload, times, budget)
+            if done < times:
+                budget.cut(f"repeat {workload.name}: {times - done} of {times} runs")
+            yield {"pass": workload.name, "runs": done, "wanted": times, "different": different}
 
 
-def _repeat(workload: Workload, times: int, budget: Budget) -> dict[str, int]:
-    first = workload.run()
+def _repeat(workload: Workload, times: int, budget: Budget) -> tuple[int, int]:
+    """Runs done until `times` or until the time is over, and how many differ from the one before them all."""
     different = torch.zeros((), dtype=torch.int64, device=workload.tokens.device)
+    first: dict[str, Tensor] = {}
     done = 0
-    while done < times and (done % 50 or budget.left > 0):
+    while done < times and (done % LOOK_AT_CLOCK or budget.left > 0):
+        first = first or workload.run()
         different += torch.stack([_bits(x).ne(_bits(first[name])).any() for name, x in workload.run().items()]).any()
         done += 1
-    return {"runs": done, "different": int(different)}
+        if done % LOOK_AT_CLOCK == 0:
+            different.item()
+    return done, int(different)
 
 
 def _bits(x: Tensor) -> Tensor:
@@ -117,6 +162,9 @@ def graphs(device: torch.device, tiny: bool) -> dict[str, bool]:
     model, spectrograms = _model(device, tiny)
     labels = torch.zeros(len(spectrograms[0]), dtype=torch.long, device=device)
     inference, training = model.eval(), copy.deepcopy(model).train()
+    with torch.no_grad():
+        compile_calls([lambda: inference(spectrograms[0])], device)
+    compile_calls([lambda: gradient_step(training, spectrograms[0], labels)], device)
     static = spectrograms[0].clone()
     with torch.no_grad():
         graph, logits = captured(lambda: inference(static))
@@ -155,6 +203,7 @@ def other_stream(device: torch.device, tiny: bool) -> bool:
     model, (x, *_) = _model(device, tiny)
     labels = torch.zeros(len(x), dtype=torch.long, device=device)
     other = copy.deepcopy(model)
+    compile_calls([lambda: gradient_step(model, x, labels)], device)
     gradient_step(model, x, labels)
     torch.cuda.synchronize(device)
     torch.cuda._sleep(100_000_000)
@@ -176,4 +225,6 @@ def _model(device: torch.device, tiny: bool) -> tuple[SepTr, list[Tensor]]:
 def summary(results: dict[str, Any]) -> str:
     """To read."""
     lines = [f"{part.what}: {part.tried} tried, {part.wrong} wrong" for part in gpu_figures.parts(results)]
-    return "\n".join([*lines, *(f"  {fault}" for fault in gpu_figures.faults(results))])
+    faults, unfinished = gpu_figures.faults(results), results.get("unfinished", [])
+    end = f"NOT passed: {len(faults)} faults, {len(unfinished)} unfinished" if faults or unfinished else "passed"
+    return "\n".join([*lines, *(f"  {fault}" for fault in faults), end])

@@ -18,6 +18,7 @@ from septr_fast.kernels.launch import Choice, Config, Launch
 from septr_fast.kernels.tables import TABLES
 from torch import Tensor
 
+from benchmarks.processes import is_lost
 from benchmarks.shapes import FEW_TOKENS
 from benchmarks.timing import Budget
 from septr_fast.ahead import compile_ahead, sentence
@@ -42,14 +43,14 @@ Configs = Mapping[str, Config]
 Results = dict[str, Tensor]
 
 
-def configurations(device: torch.device, tiny: bool, budget: Budget) -> list[dict[str, Any]]:
+def configurations(device: torch.device, tiny: bool, budget: Budget) -> Iterator[dict[str, Any]]:
     """Run every configuration that serves `device` in each formulation that uses it, and judge what comes out.
 
     Results and gradients must have the same bits twice, and be as good as plain PyTorch's by the rule of the tests.
 
-    Returns:
+    Yields:
         For every configuration its `kernel`, `itemsize`, `width`, `tiles`, `warps` and `stages`, the `passes` that it
-        ran in, and what was `wrong`.
+        ran in, and what was `wrong`; both are added to when a later pass takes it too.
     """
     arch, jobs = launch.architecture(device), (os.cpu_count() or 1) if device.type == "cuda" else 0
     others = small_tiles(arch)
@@ -69,15 +70,17 @@ def configurations(device: torch.device, tiny: bool, budget: Budget) -> list[dic
                 compile_ahead(_launches(workload, arch, new.values(), others), device, jobs)
             trial = Trial(workload)
             for key, (choice, config) in new.items():
+                is_new = key not in found
                 entry = found.setdefault(key, {**_described(choice, config), "passes": [], "wrong": []})
                 entry["passes"].append(workload.name)
                 fault = trial.fault_alone(choice.name, config, others)
                 if fault is not None:
                     entry["wrong"].append(f"{workload.name}: {fault}")
-                if fault is not None and _is_lost(device):
+                if is_new:
+                    yield entry
+                if fault is not None and is_lost(device):
                     budget.left_out.append(f"configurations after {key}: the device is lost")
-                    return list(found.values())
-    return list(found.values())
+                    return
 
 
 class Trial:
@@ -175,14 +178,3 @@ def _described(choice: Choice, config: Config) -> dict[str, Any]:
         "width": choice.width,
         **asdict(config),
     }
-
-
-def _is_lost(device: torch.device) -> bool:
-    """Whether an error of a kernel has left the device unusable to this process."""
-    if device.type != "cuda":
-        return False
-    try:
-        torch.cuda.synchronize(device)
-    except RuntimeError:
-        return True
-    return False

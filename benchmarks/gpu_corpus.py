@@ -1,23 +1,21 @@
-"""Drawn cases of the corpus that tries to break the package (`tests/trust`), compiled, in several processes.
+"""The stored cases of the corpus that tries to break the package (`tests/trust`), compiled, in several processes.
 
-Each draws cases of operators and of passes from seeds of its own until its time is up. With every second seed the
-tiles are small, so that the few tokens of a case take several; with the others they are those of the tables.
+Those of the levels on Triton: operators, passes and models. For every second operator and pass the tiles are small, so
+that the few tokens of a case take several; for the others they are those of the tables.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.util
 import json
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -25,91 +23,123 @@ from benchmarks import processes
 from benchmarks.bare import prepare
 from benchmarks.timing import Budget
 
-LEVELS = ("operators on Triton", "passes on Triton")
+LEVELS = ("operators on Triton", "passes on Triton", "models on Triton")
 """Of `trust.fuzz`."""
-
-CASES = 25
-"""From one seed."""
 
 GRACE = 20.0
 """Seconds that the last case of a process may take."""
 
+Note = Callable[[dict[str, Any]], None]
+
+
+class Trial(NamedTuple):
+    """A case to try.
+
+    Attributes:
+        level: of `trust.fuzz`.
+        case: of that level.
+        judge: raises where the case is wrong.
+    """
+
+    level: str
+    case: Any
+    judge: Callable[[Any], bool]
+
 
 def corpus(device: torch.device, tiny: bool, budget: Budget, out: Path) -> dict[str, Any]:
-    """Check drawn cases until the time is up.
+    """Check the stored cases, until the time is up; for how many there was none is noted.
 
     Returns:
-        `cases` by level, what was `wrong`, and `unfinished`: what became of processes that did not come to their end.
+        How many are `stored`, the `cases` that were right by level, what was `wrong`, and `unfinished`: what became of
+        processes that did not come to their end.
     """
-    if importlib.util.find_spec("hypothesis") is None:
-        budget.left_out.append("corpus: hypothesis is not installed")
-        return {"cases": {}, "wrong": [], "unfinished": []}
     parts = 1 if tiny else processes.count()
     started = []
     for part in range(parts):
         outcomes = out / f"corpus-{part}.jsonl"
         outcomes.unlink(missing_ok=True)
-        options = ["--device", device.type, "--part", str(part), "--parts", str(parts), "--most", "1" if tiny else "0"]
-        options += ["--seconds", str(budget.left - GRACE), "--outcomes", str(outcomes.resolve())]
+        options = ["--device", device.type, "--part", str(part), "--parts", str(parts), "--most", "3" if tiny else "0"]
+        options += ["--seconds", f"{max(0.0, budget.left - GRACE):.1f}", "--outcomes", str(outcomes.resolve())]
         command = ["-m", "benchmarks.gpu_corpus", *options]
         started.append((processes.start(command, out / f"corpus-{part}.log", device), outcomes))
     codes = [processes.finish(process, budget.left) for process, _ in started]
-    found = [json.loads(line) for _, path in started if path.exists() for line in path.read_text().splitlines()]
-    if not found:
-        budget.left_out.append("corpus: no time for a case")
-    late = [part for part, code in enumerate(codes) if code is None]
-    budget.left_out += [f"corpus: the last case of part {part}: no time" for part in late]
+    noted = [processes.lines(path) for _, path in started]
+    for part, (code, lines) in enumerate(zip(codes, noted, strict=True)):
+        chosen, done = sum(line.get("chosen", 0) for line in lines), sum("level" in line for line in lines)
+        if code is None or (code == 0 and done < chosen):
+            missing = f"{chosen - done} of {chosen}" if chosen else "all"
+            budget.cut(f"corpus: {missing} cases of part {part} of {parts}")
+    found = [line for lines in noted for line in lines if "level" in line]
     return {
+        "stored": sum(line.get("chosen", 0) for lines in noted for line in lines),
         "cases": dict(Counter(entry["level"] for entry in found if entry["fault"] is None)),
         "wrong": [f"{entry['level']}: {entry['fault']}" for entry in found if entry["fault"] is not None],
-        "unfinished": [f"part {part}: ended with status {code}" for part, code in enumerate(codes) if code],
+        "unfinished": [f"part {part}: {_ending(code)}" for part, code in enumerate(codes) if code],
     }
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """One of the processes: append a line of JSON for every case that is right, and one for a fault, which ends it."""
+    """One of the processes: append a line of JSON that tells how many cases it has, and one for every case."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_corpus", description=__doc__)
     parser.add_argument("--device", required=True)
-    parser.add_argument("--part", type=int, required=True, help="the first seed")
-    parser.add_argument("--parts", type=int, required=True, help="from one seed to the next")
+    parser.add_argument("--part", type=int, required=True, help="the first case")
+    parser.add_argument("--parts", type=int, required=True, help="from one case to the next")
     parser.add_argument("--seconds", type=float, required=True, help="after which no case is begun")
-    parser.add_argument("--most", type=int, default=0, help="cases of a level; 0 for as many as there is time for")
+    parser.add_argument("--most", type=int, default=0, help="cases at most; 0 for all")
     parser.add_argument("--outcomes", type=Path, required=True)
     options = parser.parse_args(arguments)
+    end = time.monotonic() + options.seconds
     prepare(options.device)
-    end, seed = time.monotonic() + options.seconds, options.part
+    chosen = trials(options.part, options.parts)[: options.most or None]
     with torch.device(options.device), options.outcomes.open("a", encoding="utf-8", buffering=1) as file:
 
         def note(line: dict[str, Any]) -> None:
             file.write(json.dumps(line) + "\n")
 
-        while time.monotonic() < end:
-            faults = [check(level, seed, options.most or CASES, end, note) for level in LEVELS]
-            if any(faults) or options.most:
-                return 0
-            seed += options.parts
+        note({"chosen": len(chosen)})
+        return check(chosen, end, note)
+
+
+def trials(part: int = 0, parts: int = 1) -> list[Trial]:
+    """One of several parts of the stored cases, its levels mixed."""
+    stored: Any = importlib.import_module("trust.corpus")
+    operators: Any = importlib.import_module("trust.fuzz_operators")
+    models: Any = importlib.import_module("trust.fuzz_models")
+    judges = {
+        "operators": operators.check_operator,
+        "passes": operators.check_triton_pass,
+        "models": models.check_model,
+    }
+    cases = stored.read()
+    found = []
+    for level in LEVELS:
+        judge = judges[level.partition(" ")[0]]
+        for index, case in list(enumerate(cases[level]))[part::parts]:
+            of_tables = index // parts % 2 == 1 and level != "models on Triton"
+            trial = Trial(level, case, partial(judge, tiles={}) if of_tables else judge)
+            found.append((index / len(cases[level]), trial))
+    return [trial for _, trial in sorted(found, key=lambda placed: placed[0])]
+
+
+def check(chosen: list[Trial], end: float, note: Note) -> int:
+    """Check cases until the time is `end`; the exit status."""
+    for trial in chosen:
+        if time.monotonic() > end:
+            return 0
+        sys.stderr.write(f"{trial.case}\n")
+        fault = None
+        try:
+            trial.judge(trial.case)
+        except Exception as error:
+            fault = f"{trial.case}: {type(error).__name__}: {error}"
+        note({"level": trial.level, "fault": fault})
+        if fault is not None and processes.is_lost(torch.get_default_device()):
+            return processes.LOST
     return 0
 
 
-def check(name: str, seed: int, count: int, end: float, note: Callable[[dict[str, Any]], None]) -> bool:
-    """Check up to `count` cases of a level from one seed, until the time is `end`; whether one of them is wrong."""
-    fuzz: Any = importlib.import_module("trust.fuzz")
-    level = fuzz.LEVELS[name]
-    judge = partial(level.check, tiles={}) if seed % 2 else level.check
-
-    def judge_in_time(case: Any) -> bool:
-        if time.monotonic() > end:
-            return False
-        sys.stderr.write(f"{case}\n")
-        again = bool(judge(case))
-        note({"level": name, "fault": None})
-        return again
-
-    judged = replace(level, check=judge_in_time)
-    _, fault = fuzz.search(judged, seed, count, Counter(), lambda more: None, shrinking=False)
-    if fault is not None:
-        note({"level": name, "fault": fault})
-    return fault is not None
+def _ending(code: int) -> str:
+    return "the device is lost" if code == processes.LOST else f"ended with status {code}"
 
 
 if __name__ == "__main__":

@@ -68,6 +68,7 @@ def _replay(found: Any) -> Part:
 def _repeat(found: Any) -> Part:
     runs, different = (sum(entry[name] for entry in found) for name in ("runs", "different"))
     reasons = [f"{one['different']} of {one['runs']} runs differ: {one['pass']}" for one in found if one["different"]]
+    reasons += [] if runs else ["repeated runs: none done"]
     return Part(f"runs of {len(found)} passes, bit for bit", runs, different, reasons)
 
 
@@ -92,8 +93,9 @@ def _configurations(found: Any) -> Part:
 
 def _corpus(found: Any) -> Part:
     wrong, tried = len(found["wrong"]), sum(found["cases"].values())
-    reasons = [f"drawn cases, {text}" for text in (*found["wrong"], *found["unfinished"])]
-    return Part("drawn cases of operators and passes, compiled", tried + wrong, wrong, reasons)
+    reasons = [f"stored cases, {text}" for text in (*found["wrong"], *found["unfinished"])]
+    reasons += [] if tried else ["stored cases: none passed"]
+    return Part("stored cases of operators, passes and models, compiled", tried + wrong, wrong, reasons)
 
 
 def _sanitize(found: Any) -> Part:

@@ -1,7 +1,7 @@
 """`compute-sanitizer` over a step of every formulation: accesses out of bounds, races, uninitialised reads, barriers.
 
-Every tool runs the step in a process of its own, for each dtype. The kernels are compiled before, in a process that is
-not watched; every tensor has an allocation of its own, so that an access beside it is seen.
+Every tool runs the step in a process of its own, for each dtype, all at the same time. The kernels are compiled before,
+in a process that is not watched; every tensor has an allocation of its own, so that an access beside it is seen.
 """
 
 from __future__ import annotations
@@ -40,21 +40,24 @@ def sanitize(device: torch.device, tiny: bool, budget: Budget, out: Path) -> lis
 
     Returns:
         For each `tool` and `dtype` the number of `errors` and of `warnings` by its summary, the `kernels` that its
-        report names, and the `problem` where there is no summary or the step failed. Whole reports are in `out`.
+        report names, and the `problem` where there is no summary or the step failed; the end of the `report` where
+        something is wrong. Whole reports are in `out`.
     """
     program = find()
     if program is None:
         budget.left_out.append(f"sanitize: {NAME} is not installed")
         return []
-    unwatched = _run([(UNWATCHED, dtype) for dtype in DTYPES], None, device, tiny, budget.part(0.3), out)
+    unwatched = _run([(UNWATCHED, dtype) for dtype in DTYPES], None, device, tiny, budget.part(0.4), out)
     found = [entry for entry in unwatched if entry["problem"]]
     if not found:
-        for place, dtype in enumerate(DTYPES):
-            part = budget.part(1 / (len(DTYPES) - place))
-            found += _run([(tool, dtype) for tool in TOOLS], program, device, tiny, part, out)
-    left_out = [entry for entry in found if entry["problem"] in (OUT_OF_TIME, UNSUPPORTED)]
-    budget.left_out += [f"sanitize: {entry['tool']}, {entry['dtype']}: {entry['problem']}" for entry in left_out]
-    return [entry for entry in found if entry not in left_out]
+        found = _run([(tool, dtype) for dtype in DTYPES for tool in TOOLS], program, device, tiny, budget, out)
+    for entry in found:
+        what = f"sanitize: {entry['tool']}, {entry['dtype']}"
+        if entry["problem"] == OUT_OF_TIME:
+            budget.cut(what)
+        elif entry["problem"] == UNSUPPORTED:
+            budget.left_out.append(f"{what}: {UNSUPPORTED}")
+    return [entry for entry in found if entry["problem"] not in (OUT_OF_TIME, UNSUPPORTED)]
 
 
 def find() -> Path | None:
@@ -83,6 +86,7 @@ def _run(
         log = out / f"sanitize-{tool.replace(' ', '-')}-{dtype}.log"
         command = ["-m", "benchmarks.sanitized_step", "--device", device.type, "--dtype", dtype]
         command += ["--tiny"] if tiny else []
+        command += [] if program else ["--jobs", str(max(1, processes.count() // len(runs)))]
         prefix = [str(program), "--tool", tool, *OPTIONS] if program else []
         process = processes.start(command, log, device, prefix=prefix, variables=VARIABLES)
         started.append((tool, dtype, process, log))
@@ -90,7 +94,8 @@ def _run(
     for tool, dtype, process, log in started:
         code = processes.finish(process, budget.left)
         report = log.read_text(encoding="utf-8", errors="replace")
-        found.append({"tool": tool, "dtype": dtype, **read(tool, report, code)})
+        entry = {"tool": tool, "dtype": dtype, **read(tool, report, code)}
+        found.append({**entry, "report": report[-4000:]} if entry["errors"] or entry["problem"] else entry)
     return found
 
 

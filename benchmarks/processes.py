@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from benchmarks.bare import ROOT
 
 Process = subprocess.Popen[bytes]
+
+LOST = 77
+"""Status of a process that ended because an error of a kernel left the device unusable to it."""
 
 
 def start(
@@ -35,7 +40,7 @@ def start(
     """
     with log.open("w", encoding="utf-8") as output:
         return subprocess.Popen(
-            [*prefix, sys.executable, *arguments],
+            [*prefix, sys.executable, *isolation(), *arguments],
             cwd=ROOT,
             env={**_environment(device), **(variables or {})},
             stdout=output,
@@ -54,9 +59,39 @@ def finish(process: Process, limit: float) -> int | None:
         return None
 
 
+def wait(process: Process, seconds: float) -> int | None:
+    """The status of a process, or None where it still runs after `seconds`."""
+    try:
+        return process.wait(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return None
+
+
 def count() -> int:
-    """How many processes share a GPU."""
-    return min(8, os.cpu_count() or 1)
+    """How many processes share a GPU: most of their time goes into compiling, on a core each."""
+    return min(16, os.cpu_count() or 1)
+
+
+def isolation() -> list[str]:
+    """The flag of this process that keeps installed packages out, where it was given."""
+    return ["-S"] if sys.flags.no_site else []
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """What a process has noted so far, a line of JSON each; a last line that was cut off is left away."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def is_lost(device: torch.device) -> bool:
+    """Whether an error of a kernel has left the device unusable to this process."""
+    if device.type != "cuda":
+        return False
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError:
+        return True
+    return False
 
 
 def _environment(device: torch.device) -> dict[str, str]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from benchmarks import processes
 from benchmarks.bare import make_importable
 
 make_importable()
@@ -18,16 +21,38 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--outcomes", type=Path, help="file that gets a line of JSON for every test")
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     index, count = map(int, config.getoption("--part").split("/"))
-    items[:] = [item for item in items if "device" in getattr(item, "fixturenames", ())][index::count]
+    items[:] = [item for item in items if takes_the_device(item)][index::count]
+
+
+def takes_the_device(item: pytest.Item) -> bool:
+    """Whether a test, or a fixture of it, takes the fixture `device`, and no device of the test's own."""
+    own = getattr(getattr(item, "callspec", None), "params", {})
+    return "device" in getattr(item, "fixturenames", ()) and "device" not in own
 
 
 class Outcomes:
-    """Appends to a file, so that nothing is lost where the time is up."""
+    """Appends to a file, so that nothing is lost where the time is up.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    A line tells how many tests were `chosen`; others the `outcome` of a `test`, or of a `file` that was not read.
+    """
+
+    def __init__(self, path: Path, device: torch.device) -> None:
+        self.path, self.device = path, device
+        self.failed = False
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Note how many tests are run."""
+        self._note({"chosen": len(session.items)})
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """Note a file that is not read."""
+        if not report.passed:
+            longrepr: Any = report.longrepr
+            reason = longrepr[2] if isinstance(longrepr, tuple) else report.longreprtext[-2000:]
+            self._note({"file": report.nodeid, "outcome": report.outcome, "reason": reason})
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Note how a test ended."""
@@ -36,6 +61,15 @@ class Outcomes:
         line = {"test": report.nodeid, "outcome": report.outcome, "seconds": round(report.duration, 3)}
         if report.failed:
             line["reason"] = report.longreprtext[-2000:]
+            self.failed = True
+        self._note(line)
+
+    def pytest_runtest_logfinish(self) -> None:
+        """End the run where a test left the device unusable: all others would fail too."""
+        if self.failed and processes.is_lost(self.device):
+            pytest.exit("the device is lost", processes.LOST)
+
+    def _note(self, line: dict[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -43,4 +77,4 @@ class Outcomes:
 def pytest_configure(config: pytest.Config) -> None:
     path = config.getoption("--outcomes")
     if path is not None:
-        config.pluginmanager.register(Outcomes(path))
+        config.pluginmanager.register(Outcomes(path, torch.device(config.getoption("--device"))))

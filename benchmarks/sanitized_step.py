@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks.bare import prepare
@@ -23,19 +24,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", choices=DTYPES, required=True)
     parser.add_argument("--tiny", action="store_true", help="few tokens, for the interpreter")
+    parser.add_argument(
+        "--jobs", type=int, default=0, help="kernels compiled at a time before any runs; default: none is"
+    )
     options = parser.parse_args(arguments)
     prepare(options.device)
-    passes = step(options.device, options.dtype, options.tiny)
+    passes = step(options.device, options.dtype, options.tiny, options.jobs)
     sys.stdout.write(f"{passes} {AT_THE_END}\n")
     return 0
 
 
-def step(device_name: str, dtype_name: str, tiny: bool) -> int:
+def step(device_name: str, dtype_name: str, tiny: bool, jobs: int = 0) -> int:
     """Run the passes in either form of their attention, and a training step of a model; how many passes ran."""
     import torch
     import torch.nn.functional as F
     from septr_fast.kernels import launch
+    from torch import Tensor
 
+    from benchmarks.compiling import compile_calls
     from benchmarks.shapes import FEW_TOKENS
     from septr_fast import SepTr
     from septr_fast.tuner import FUSED
@@ -44,18 +50,30 @@ def step(device_name: str, dtype_name: str, tiny: bool) -> int:
     sizes: dict[str, Any] = FEW_TOKENS if tiny else SIZES
     device, dtype = torch.device(device_name), getattr(torch, dtype_name)
     torch.manual_seed(0)
-    passes = 0
-    for workload in workloads(sizes, [dtype], 2, device):
-        for form in ({},) if tiny else ({}, FUSED):
-            with launch.untuned(), launch.override(form):
-                workload.run()
-            passes += 1
+    passes = list(workloads(sizes, [dtype], 2, device))
+    forms: list[dict[str, launch.Config]] = [{}] if tiny else [{}, FUSED]
     model = SepTr(**sizes, backend="triton").to(device, dtype)
     x = torch.randn(2, 1, *sizes["input_size"]).to(device, dtype)
-    F.cross_entropy(model(x).float(), torch.zeros(2, dtype=torch.long, device=device)).backward()
+    labels = torch.zeros(2, dtype=torch.long, device=device)
+
+    def run(form: dict[str, launch.Config]) -> None:
+        with launch.untuned(), launch.override(form):
+            for workload in passes:
+                workload.run()
+
+    def train() -> None:
+        loss: Tensor = F.cross_entropy(model(x).float(), labels)
+        loss.backward()
+
+    calls: list[Callable[[], None]] = [*(functools.partial(run, form) for form in forms), train]
+    if jobs:
+        compile_calls(calls, device, jobs)
+        model.zero_grad()
+    for call in calls:
+        call()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return passes
+    return len(forms) * len(passes)
 
 
 if __name__ == "__main__":

@@ -13,11 +13,17 @@ Call = Callable[[], Any]
 
 
 class Budget:
-    """Seconds for a stage, and what was left out for want of them."""
+    """Seconds for a stage.
+
+    Attributes:
+        left_out: all that was left out, with the reason.
+        unfinished: what of it was left out for want of time.
+    """
 
     def __init__(self, seconds: float) -> None:
         self.end = time.monotonic() + seconds
         self.left_out: list[str] = []
+        self.unfinished: list[str] = []
 
     @property
     def left(self) -> float:
@@ -27,14 +33,19 @@ class Budget:
     def part(self, share: float) -> Budget:
         """A budget of `share` of the seconds that are left; what is left out for want of them is noted here too."""
         part = Budget(share * self.left)
-        part.left_out = self.left_out
+        part.left_out, part.unfinished = self.left_out, self.unfinished
         return part
+
+    def cut(self, what: str) -> None:
+        """Note `what` there was no time for."""
+        self.left_out.append(f"{what}: no time")
+        self.unfinished.append(what)
 
     def allows(self, what: str, seconds: float = 0.0) -> bool:
         """Whether there is time for `what`, which may take `seconds`; noted where there is not."""
         if self.left > seconds:
             return True
-        self.left_out.append(f"{what}: no time")
+        self.cut(what)
         return False
 
 

@@ -124,6 +124,19 @@ def test_what_hangs_and_what_the_tool_cannot_watch_is_left_out(monkeypatch: pyte
     ]
 
 
+def test_a_step_out_of_time_is_unfinished_and_not_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def late(runs: list[tuple[str, str]], *_: Any) -> list[dict[str, Any]]:
+        return [{"tool": tool, "dtype": dtype, **gpu_sanitize.read(tool, "", None)} for tool, dtype in runs]
+
+    monkeypatch.setattr(gpu_sanitize, "find", lambda: tmp_path)
+    monkeypatch.setattr(gpu_sanitize, "_run", late)
+    monkeypatch.setitem(gpu_check.PARTS, "sanitize", gpu_check.PARTS["sanitize"]._replace(needs_gpu=False))
+    found = gpu_check.measure(CPU, True, Budget(60), tmp_path, ("sanitize",))
+    assert found["unfinished"] == [f"sanitize: no tool, {dtype}" for dtype in sanitized_step.DTYPES]
+    assert gpu_figures.faults(found) == []
+    assert found["passed"] is False
+
+
 def test_where_it_is_not_installed_that_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(gpu_sanitize, "find", lambda: None)
     budget = Budget(1)

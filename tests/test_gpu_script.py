@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from stated_packages import link
 
 pytest.importorskip("triton")
 
-from benchmarks import cases, gpu_check, gpu_figures, gpu_replay, processes, timing
-from benchmarks.gpu import PARTS, SECONDS
+from benchmarks import cases, gpu_bench, gpu_check, gpu_corpus, gpu_figures, gpu_replay, processes, timing
+from benchmarks.gpu import PACKAGES, PARTS, SECONDS
 from benchmarks.stamp import commit, processor
 from septr_fast import tuned
 from septr_fast.report.results import load
@@ -37,23 +40,24 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def stages(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[dict[str, Any], str]]:
-    """The file and the summary of every stage, by a Python that reads no `.pth` file: nothing is installed to it."""
-    out = tmp_path_factory.mktemp("out")
-    packages = str(Path(torch.__file__).parent.parent)
+    """The file and the summary of every stage, by a Python that has the packages for it and no other."""
+    out, logs = tmp_path_factory.mktemp("out"), tmp_path_factory.mktemp("logs")
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "TRITON_"))}
     found = {}
     for stage in SECONDS:
         command = [sys.executable, "-S", "benchmarks/gpu.py", "--stage", stage, "--tiny", "--device", "cpu"]
+        packages = link(tmp_path_factory.mktemp("packages"), PACKAGES[stage])
         done = subprocess.run(
-            [*command, "--out", str(out)],
+            [*command, "--out", str(out), "--logs", str(logs), "--commit", "0123456789ab"],
             cwd=checkout,
-            env={**plain, "PYTHONPATH": packages, "XDG_CACHE_HOME": str(out / "cache")},
+            env={**plain, "PYTHONPATH": str(packages), "XDG_CACHE_HOME": str(logs / "cache")},
             capture_output=True,
             text=True,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         found[stage] = json.loads((out / f"{stage}.json").read_text()), done.stdout
-    assert not (out / "cache" / "septr_fast" / "tuned").exists()
+    assert not (logs / "cache" / "septr_fast" / "tuned").exists()
+    assert {file.name for file in out.iterdir()} == {*(f"{stage}.json" for stage in SECONDS), "tuned.json", "tune.log"}
     return found
 
 
@@ -62,10 +66,12 @@ def test_files_are_stamped(stage: str, stages: dict[str, Any]) -> None:
     content, text = stages[stage]
     assert content["stage"] == stage
     assert content["tiny"] is content["passed"] is True
-    assert content["stamp"]["device"] == processor()
+    named = processor() if stage == "bench" else platform.processor() or platform.machine()
+    assert content["stamp"]["device"] == named, "pytest-benchmark brings what knows the processor's name"
     assert content["stamp"]["kind"] == "cpu"
     assert content["stamp"]["versions"]["torch"] == torch.__version__
-    assert content["stamp"]["commit"] == "unknown"
+    assert content["stamp"]["commit"] == "0123456789ab"
+    assert "error" not in content
     assert 0 < content["seconds"] < 540
     assert text.endswith(f"{stage}.json\n")
     assert SECONDS[stage] <= 480
@@ -74,19 +80,24 @@ def test_files_are_stamped(stage: str, stages: dict[str, Any]) -> None:
 def test_check(stages: dict[str, Any]) -> None:
     content, text = stages["check"]
     results = content["results"]
-    assert results["replay"] == {"counts": {"passed": 2}, "failures": [], "unfinished": []}
-    assert {entry["pass"].split()[0] for entry in results["repeat"]} == {"low-rank", "direct", "class-only", "merged"}
-    assert all(entry["runs"] == 1 and entry["different"] == 0 for entry in results["repeat"])
-    (alone,) = results["configurations"]
-    assert (alone["kernel"], alone["wrong"]) == ("class_attention_fwd", [])
-    assert results["corpus"] == {
-        "cases": {"operators on Triton": 1, "passes on Triton": 1},
-        "wrong": [],
+    assert results["replay"] == {
+        "chosen": 2,
+        "counts": {"passed": 2},
+        "failures": [],
+        "skipped": [],
         "unfinished": [],
     }
+    assert {entry["pass"].split()[0] for entry in results["repeat"]} == {"low-rank", "direct", "class-only", "merged"}
+    assert all(entry["runs"] == entry["wanted"] == 1 and entry["different"] == 0 for entry in results["repeat"])
+    (alone,) = results["configurations"]
+    assert (alone["kernel"], alone["wrong"]) == ("class_attention_fwd", [])
+    assert results["corpus"]["stored"] == sum(results["corpus"]["cases"].values()) == 3
+    assert results["corpus"]["cases"].keys() == set(gpu_corpus.LEVELS)
+    assert results["corpus"]["wrong"] == results["corpus"]["unfinished"] == results["unfinished"] == []
     need_gpu = ("graphs", "stream", "sanitize")
     assert content["left_out"] == [f"{name}: it needs a CUDA device" for name in need_gpu]
-    assert set(results) | set(need_gpu) == set(PARTS)
+    assert set(results) | set(need_gpu) == {*PARTS, "unfinished"}
+    assert "\npassed\n" in text
     assert "left out: graphs" in text
     assert "tests of the kernels, compiled: 2 tried, 0 wrong" in text
     assert tuple(gpu_check.PARTS) == PARTS
@@ -129,25 +140,96 @@ def test_tune(stages: dict[str, Any]) -> None:
     assert "class_key_bwd: 8 warps" in file.with_name("tune.log").read_text()
 
 
-def test_replay_tells_failures(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (checkout / "tests" / "test_planted.py").write_text(
-        "import pytest, torch\nfrom septr_fast import kernels\n"
-        "def test_right(device: torch.device): assert 'checkout' in kernels.__file__\n"
-        "def test_wrong(device: torch.device): raise ArithmeticError('planted')\n"
-        "def test_skipped(device: torch.device): pytest.skip('planted')\n"
-        "def test_no_device(): raise ArithmeticError('not run')\n"
-    )
+PLANTED = {
+    "test_planted.py": "import time, pytest, torch\nfrom septr_fast import kernels\n"
+    "def test_right(device: torch.device): assert 'checkout' in kernels.__file__\n"
+    "def test_wrong(device: torch.device): raise ArithmeticError('planted')\n"
+    "def test_skipped(device: torch.device): pytest.skip('planted')\n"
+    "def test_no_device(): raise ArithmeticError('not run')\n",
+    "test_wanting.py": "import pytest\npytest.importorskip('no_such_package')\ndef test_it(device): assert False\n",
+    "test_broken.py": "import no_other_package\ndef test_it(device): assert False\n",
+    "test_slow.py": "import time\ndef test_first(device): pass\n"
+    "def test_endless(device): time.sleep(600)\ndef test_last(device): pass\n",
+}
+
+
+def replayed(
+    checkout: Path, names: list[str], out: Path, monkeypatch: pytest.MonkeyPatch, seconds: float = 300
+) -> tuple[dict[str, Any], timing.Budget]:
+    """What the replay finds in planted files, and its budget."""
+    for name in names:
+        (checkout / "tests" / name).write_text(PLANTED[name])
     for module in (gpu_replay, processes):
         monkeypatch.setattr(module, "ROOT", checkout)
-    monkeypatch.setattr(gpu_replay, "TINY_TESTS", ["tests/test_planted.py"])
-    found = gpu_replay.replay(CPU, True, timing.Budget(300), tmp_path)
+    monkeypatch.setattr(gpu_replay, "TINY_TESTS", [f"tests/{name}" for name in names])
+    budget = timing.Budget(seconds)
+    return gpu_replay.replay(CPU, True, budget, out), budget
+
+
+def test_replay_tells_failures(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, budget = replayed(checkout, ["test_planted.py"], tmp_path, monkeypatch)
     assert found["counts"] == {"passed": 1, "failed": 1, "skipped": 1}
+    assert found["chosen"] == 3
     (failure,) = found["failures"]
     assert failure["test"].endswith("test_planted.py::test_wrong")
     assert "ArithmeticError: planted" in failure["reason"]
     assert not found["unfinished"]
+    assert not budget.left_out
     (told,) = gpu_figures.faults({"replay": found})
     assert told.startswith("tests/test_planted.py::test_wrong: ")
+
+
+def test_replay_tells_which_files_it_cannot_read(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For want of an optional package a file is left out; what else cannot be imported is wrong. The others run."""
+    found, budget = replayed(checkout, ["test_broken.py", "test_wanting.py", "test_planted.py"], tmp_path, monkeypatch)
+    assert found["counts"] == {"passed": 1, "failed": 1, "skipped": 1}
+    (skipped,) = found["skipped"]
+    assert (skipped["file"], "no_such_package" in skipped["reason"]) == ("tests/test_wanting.py", True)
+    assert budget.left_out == [f"replay: tests/test_wanting.py: {skipped['reason']}"]
+    assert found["failures"][0]["test"] == "tests/test_broken.py"
+    assert "no_other_package" in gpu_figures.faults({"replay": found})[0]
+    assert not found["unfinished"]
+
+
+def test_a_replay_out_of_time_is_unfinished_and_not_wrong(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted, end = tmp_path / "replay-0.jsonl", processes.finish
+
+    def finish(process: processes.Process, limit: float) -> int | None:
+        while len(processes.lines(noted)) < 2:
+            assert process.poll() is None
+            time.sleep(0.1)
+        return end(process, 0.0)
+
+    monkeypatch.setattr(processes, "finish", finish)
+    found, budget = replayed(checkout, ["test_slow.py"], tmp_path, monkeypatch)
+    assert (found["chosen"], found["counts"], found["unfinished"]) == (3, {"passed": 1}, [])
+    assert budget.unfinished == ["replay: 2 of 3 tests of part 0 of 1"]
+    assert gpu_figures.faults({"replay": found}) == []
+
+
+def test_a_bench_that_is_ended_has_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that stores one result and hangs stands for pytest."""
+    so_far = tmp_path / "bench" / "so-far.json"
+    script = "import pathlib, sys, time; pathlib.Path(sys.argv[1]).write_text(sys.argv[2]); time.sleep(600)"
+
+    def start(arguments: list[str], log: Path, device: torch.device) -> processes.Process:
+        log.touch()
+        found = '{"results": [], "not_run": []}'
+        return subprocess.Popen([sys.executable, "-S", "-c", script, str(so_far), found], start_new_session=True)
+
+    monkeypatch.setattr(processes, "start", start)
+    monkeypatch.setattr(gpu_bench, "EVERY", 0.2)
+    monkeypatch.setattr(gpu_bench, "OVERRUN", 3.0)
+    kept: list[Any] = []
+    budget = timing.Budget(0)
+    found = gpu_bench.measure(CPU, True, budget, tmp_path, kept.append)
+    assert kept == [{"run": {"results": [], "not_run": []}}]
+    assert found == {"run": kept[0]["run"], "passed": False, "log": ""}
+    assert budget.unfinished == ["the last benchmarks, the device's ceilings and the kernels"]
 
 
 def test_a_process_out_of_time_is_ended() -> None:

@@ -6,6 +6,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+
+pytest.importorskip("safetensors")
+pytest.importorskip("soundfile")
+
 from trust import bad_input, wrong_calls
 from trust.outcome import silent
 from trust.wrong_calls import Subject, WrongCall

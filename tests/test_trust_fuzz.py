@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+pytest.importorskip("hypothesis")
 pytest.importorskip("triton")
 
 from trust import chunks, fuzz

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+pytest.importorskip("hypothesis")
 pytest.importorskip("triton")
 
 from trust import killing, mutation, planting

@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+
+pytest.importorskip("hypothesis")
+
 from trust import interruptions, state, together
 from trust.outcome import silent
 

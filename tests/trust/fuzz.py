@@ -19,11 +19,8 @@ from trust.fuzz_cases import (
     OPERATORS,
     SCALES,
     Case,
-    merged_in_chunks,
-    models,
-    operators,
-    passes,
 )
+from trust.fuzz_draws import merged_in_chunks, models, operators, passes
 from trust.fuzz_models import check_model, check_torch_pass
 from trust.fuzz_operators import check_operator, check_triton_pass
 from trust.outcome import Outcome, Progress

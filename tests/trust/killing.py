@@ -22,7 +22,8 @@ from torch import Tensor
 
 from septr_fast.folding import Direct, LowRank, Merged
 from trust import accuracy, addressing, far_parts, memory, planting
-from trust.fuzz_cases import FORMULATIONS, ModelCase, OperatorCase, PassCase, models, operators, passes
+from trust.fuzz_cases import FORMULATIONS, ModelCase, OperatorCase, PassCase
+from trust.fuzz_draws import models, operators, passes
 from trust.fuzz_models import check_model, check_torch_pass
 from trust.fuzz_operators import TILES, attention_triple, check_triton_pass, operator_triple
 from trust.outcome import Progress
