@@ -97,7 +97,7 @@ def cases(full: bool) -> Iterator[Case]:
             name = f"addressing: {moment.name}, {pointer}, dimension {dimension}"
             kind = ADDRESSING if moment.tensors[pointer].stride(dimension) else "addressing of what is expanded"
             yield Case(kind, name, partial(_far, moment, pointer, dimension), like=moment.name)
-        if moment.name in far_parts.KERNELS:
+        if moment.described.name in far_parts.KERNELS:
             yield Case(ADDRESSING, f"addressing: {moment.name}, parts", partial(_far_parts, moment))
     for file in ("test_submodules.py", "test_folding.py", "test_merged_training.py"):
         yield Case("tests", file, partial(_tests, file))

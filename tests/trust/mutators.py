@@ -177,7 +177,11 @@ def _casts(parent: ast.AST, node: ast.AST, _: set[str]) -> Iterator[Change]:
     What is stored is left alone: a store converts to the tensor's dtype by itself.
     """
     stored = isinstance(parent, ast.Call) and _called(parent) == "store"
-    if not isinstance(node, ast.Call) or _called(node) != "to" or stored:
+    if not isinstance(node, ast.Call) or stored:
+        return
+    if ast.unparse(node.func) == "tl.cast":
+        yield CAST_DROPPED, node.args[0]
+    if _called(node) != "to":
         return
     if ast.unparse(node.args[0]) == "tl.float32":
         yield "cast narrowed", ast.Call(node.func, [ast.parse("tl.float16", mode="eval").body], node.keywords)
