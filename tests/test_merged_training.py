@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from septr_fast import SepTr, merged_training, torch_backend
 from septr_fast.folding import Dropout, Merged, Mlp
@@ -166,6 +167,8 @@ def test_only_where_it_may() -> None:
     assert not serves(lengths=Lengths("height", torch.tensor([1, 3])))
     with torch.no_grad():
         assert run(torch_backend.axis_pass, "height", given)[0].grad_fn is None
+    with forward_ad.dual_level():
+        assert not serves()
 
 
 def test_under_checkpoints_and_hooks() -> None:

@@ -18,7 +18,7 @@ from trust.killing import Case, Profile
 from trust.mutators import CAST_DROPPED, Mutant, mutants, planted
 from trust.outcome import silent
 
-from septr_fast import folding
+from septr_fast import folding, merged_training
 from septr_fast.reference import Transformer
 
 SOURCE = '''
@@ -28,16 +28,17 @@ def kernel(ptr, out_ptr, strides, SIZE: tl.constexpr):
     offs = tl.arange(0, 16).to(tl.int64)
     x = tl.load(ptr + offs * strides[0], mask=offs < SIZE, other=0.0)
     for start in range(0, SIZE, 16):
-        x = x + start
+        x = x + start.to(tl.float32)
     if SIZE == 1:
         x += tl.sum(x, 0)
-    tl.store(out_ptr + offs, tl.where(x > 0, x, -x))
+    tl.store(out_ptr + offs, tl.where(x > 0, x, -x).to(out_ptr.dtype.element_ty))
 '''
 EXPECTED = {
     "mask dropped": ["tl.load(ptr + offs * strides[0])"],
     "other changed": ["tl.load(ptr + offs * strides[0], mask=offs < SIZE, other=1.0)"],
     "other dropped": ["tl.load(ptr + offs * strides[0], mask=offs < SIZE)"],
     "cast dropped": ["tl.arange(0, 16)"],
+    "cast narrowed": ["start.to(tl.float16)"],
     "bound": ["offs <= SIZE", "x >= 0"],
     "condition": ["SIZE != 1"],
     "axis": ["strides[1]", "tl.sum(x, 1)"],
@@ -64,8 +65,7 @@ def function(source: str) -> ast.FunctionDef:
 
 def named(name: str) -> Mutant:
     module, _, rest = name.partition(".")
-    node = planting.functions()[module, rest.partition(":")[0]]
-    return next(mutant for mutant in mutants(module, node) if mutant.name == name)
+    return next(mutant for mutant in planting.of((module, rest.partition(":")[0])) if mutant.name == name)
 
 
 def test_faults_of_every_kind() -> None:
@@ -73,7 +73,7 @@ def test_faults_of_every_kind() -> None:
     for mutant in mutants("module", function(SOURCE)):
         found.setdefault(mutant.kind, []).append(mutant.after)
     assert {kind: sorted(found[kind]) for kind in EXPECTED} == {kind: sorted(after) for kind, after in EXPECTED.items()}
-    assert "x - start" in found["arithmetic"]
+    assert "x - start.to(tl.float32)" in found["arithmetic"]
     assert "17" in found["off by one"]
     assert "constant" not in found
 
@@ -91,8 +91,39 @@ def test_names_are_unique() -> None:
 
 
 def test_every_function_has_a_mutant() -> None:
-    chosen = {(mutant.module, mutant.function) for mutant in planting.chosen(mutation.LONG)}
-    assert chosen == set(planting.functions())
+    assert {mutant.site for mutant in planting.chosen(mutation.LONG)} == set(planting.functions())
+
+
+def test_every_kind_is_chosen() -> None:
+    every, chosen = (
+        Counter(mutant.kind for mutant in mutants)
+        for mutants in (planting.everything(), planting.chosen(mutation.LONG))
+    )
+    assert chosen.keys() == every.keys()
+    assert len(every) == mutation.KINDS
+    for kind, count in every.items():
+        least = 20 if kind in planting.TELLING else 7
+        assert chosen[kind] >= min(count, least), kind
+
+
+def test_a_kind_is_chosen_of_every_function() -> None:
+    """Before it is chosen of one function again, but for the one mutant that each function has in any case."""
+    every, chosen = (
+        Counter((*mutant.site, mutant.kind) for mutant in mutants)
+        for mutants in (planting.everything(), planting.chosen(mutation.LONG))
+    )
+    for kind in planting.TELLING:
+        counts = [(chosen[place], count) for place, count in every.items() if place[2] == kind]
+        open_ones = [some for some, count in counts if some < count]
+        assert not open_ones or max(some for some, _ in counts) <= min(open_ones) + 2, kind
+
+
+def test_a_change_leaves_the_choice_of_other_mutants_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = planting.chosen(mutation.LONG)
+    gone = before[100]
+    rest = tuple(mutant for mutant in planting.everything() if mutant is not gone)
+    monkeypatch.setattr(planting, "everything", lambda: rest)
+    assert len(set(before) - set(planting.chosen(mutation.LONG))) <= 3
 
 
 def test_a_mutant_acts_and_is_taken_out() -> None:
@@ -103,6 +134,28 @@ def test_a_mutant_acts_and_is_taken_out() -> None:
     ):
         assert not torch.equal(folding.fold_mlp(transformer).hidden_weight, before)
     assert torch.equal(folding.fold_mlp(transformer).hidden_weight, before)
+
+
+def test_a_mutant_of_a_method_acts_and_is_taken_out() -> None:
+    mutant = named("merged_training._Sums.add: not transposed: grad.t() -> grad (2)")
+    case = next(case for case in killing.cases(full=False) if case.kind.startswith("merged training"))
+    with planting.called() as calls:
+        case.check()
+    assert {("merged_training", name) for name in ("_MergedPass.forward", "_MergedPass.backward", "_Sums.add")} <= calls
+    assert ("folding", "fold_merged") in calls
+    with planting.applied(mutant), pytest.raises(RuntimeError, match="cannot be multiplied"):
+        case.check()
+    case.check()
+
+
+def test_training_runs_in_several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    chunks: list[list[object]] = []
+    places = merged_training._places
+    monkeypatch.setattr(merged_training, "_places", lambda *given: chunks.append(list(places(*given))) or chunks[-1])
+    for case in killing.cases(full=False):
+        if case.kind.startswith("merged training"):
+            case.check()
+    assert max(map(len, chunks)) >= 6
 
 
 def test_kernels_fault_is_found_by_a_case() -> None:
@@ -117,8 +170,7 @@ def test_kernels_fault_is_found_by_a_case() -> None:
 
 def test_fates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mutation, "SECONDS", 3.0)
-    node = planting.functions()["folding", "accumulation_dtype"]
-    mutant = next(mutants("folding", node))
+    mutant = next(planting.of(("folding", "accumulation_dtype")))
     profiles = [Profile(Case("one", "a case", lambda: folding.accumulation_dtype(torch.float32)), frozenset(), 0.0)]
     bodies = {
         None: "return dtype",
@@ -133,7 +185,7 @@ def test_fates(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_survivors_need_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    mutant = next(mutants("folding", planting.functions()["folding", "cast"]))
+    mutant = next(planting.of(("folding", "cast")))
     survivor, killed = mutation.Fate(mutant, None, "", 3), mutation.Fate(mutant, "error", "a case", 1)
     few = "0 of 1 mutants are found, expected"
     assert mutation.judged([survivor], full=True).wrong == [f"survives: {mutant.name}", f"{few} 95%"]
@@ -166,9 +218,7 @@ def test_order_of_cases() -> None:
         able = mutation.ordered([*profiles, *others], mutant, Counter({f"{far} 1": 1}), most)
         return [one.case.name for one in able]
 
-    cast, *_, other = sorted(
-        mutants(place[0], planting.functions()[place]), key=lambda mutant: mutant.kind != CAST_DROPPED
-    )
+    cast, *_, other = sorted(planting.of(place), key=lambda mutant: mutant.kind != CAST_DROPPED)
     assert names(other, 6) == [f"{far} 1", "a 0", f"{far} 0", "a 1", "a 2", f"{far} 2"]
     assert names(other, 2) == ["a 0", f"{far} 0"]
     assert names(cast, 2) == [f"{far} 1", "a 0", f"{far} 0", f"{far} 2"]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
 
+import attention_cases
 import pass_cases
 import torch
 from far_attention import FAR
@@ -59,7 +60,8 @@ def run(full: bool, progress: Progress) -> Outcome:
     """Spread every dimension of every strided tensor; in the short form one of each, on fewer sequences."""
     wrong: list[str] = []
     tried: Counter[str] = Counter()
-    for moment in moments(rows=3 if full else 1, heads=3 if full else 1):
+    count = 3 if full else 1
+    for moment in (*moments(rows=count, heads=count), *in_slices(rows=count, heads=count)):
         name = moment.name
         expected = replayed(moment, moment.tensors)[0]
         for pointer, dimension in places(moment, every=full):
@@ -105,6 +107,16 @@ def moments(rows: int, heads: int) -> list[Moment]:
         with launch.override({**pass_cases.TILES, **form}), remembered(found, of):
             pass_cases.step(case, "triton", gradients)
     return list(found.values())
+
+
+def in_slices(rows: int, heads: int) -> list[Moment]:
+    """A launch of attention that sums up the features of a token in slices."""
+    found: dict[str, Moment] = {}
+    torch.manual_seed(0)
+    case = pass_cases.draw(Direct, "width", CPU, shape=(3, rows, 3), heads=heads, dim_head=20, dim=8, mlp_dim=8)
+    with launch.override({**pass_cases.TILES, **attention_cases.tiles(block_c=16)}), remembered(found, ", in slices"):
+        case.run("triton")
+    return [moment for moment in found.values() if moment.described.name.startswith("axis_attention_fwd")]
 
 
 @contextmanager

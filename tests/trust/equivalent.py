@@ -1,60 +1,81 @@
 """Mutants that no test can find, since the function does the same with them, and why that is so."""
 
-_LOAD_BIAS = "tl.load(ptr + offs.to(tl.int64) * stride, mask=offs < SIZE, other={})"
-_FEATURE = "offs_c < DIM, head * DIM + offs_c"
+_OUTSIDE = "Scores of keys behind the last are replaced, and queries behind the last are not stored."
+_NO_HEAD = "Queries and gradients of heads behind the last are zero: what is finite adds nothing to other heads' sums."
+_NO_WEIGHT = "It is multiplied with attention weights of zero, or with gradients of scores that are zero."
+_BEYOND_WIDTH = "Beyond the width queries and gradients are zero, and nothing is stored."
 _SMALL = "The number is small, and bounds a loop and comparisons in any integer type."
-_PRODUCT = "Its product with float32 is float32."
-_TABLE = "tl.load(tile_ptrs(table_ptr, offs_q, offs_k, table_strides[0], table_strides[2])"
-_GRAD = "tl.load(grad_rows + offs_row[:, None] + offs_column[None, :], mask=mask, other=0.0)"
+_TILE = "tl.load(tile_ptrs(table_ptr, offs_q, offs_k, table_strides[0], table_strides[2]), mask=mask"
+_TABLE = "tl.load(table_ptrs, mask=mask"
+_GRAD = "tl.load(grad_rows + offs_row[:, None] + offs_column[None, :], mask=mask"
+_BIAS = "tl.load(ptr + offs.to(tl.int64) * stride, mask=offs < SIZE"
+_VECTOR = "tl.load(ptr + offs.to(tl.int64) * stride, mask=mask"
+_CLASS = "tl.load(cls_ptrs, mask=offs_d < WIDTH"
+_DELTA = "tl.load(delta_ptr + (sample * rows + row) * heads + offs_h, mask=mask_h"
+_FEATURE = "offs_c < DIM, head * DIM + offs_c"
+_LOW_RANK = "low_rank_kernels.low_rank_fwd_kernel"
+_LOW_RANK_BACKWARD = "low_rank_backward_kernels.low_rank_bwd_kernel"
+_CLASS_KEY = "low_rank_backward_kernels.low_rank_bwd_class_key_kernel"
+_CLASS_ATTENTION = "class_attention_kernels"
+
+
+def _changed(function: str, load: str) -> str:
+    return f"{function}: other changed: {load}, other=0.0) -> {load}, other=1.0)"
+
+
+def _dropped(function: str, load: str) -> str:
+    return f"{function}: other dropped: {load}, other=0.0) -> {load})"
+
 
 EQUIVALENT: dict[str, str] = {
     "folding.fold_low_rank: cast dropped: pos_embedding.to(dtype) -> pos_embedding": (
         "What it is added to has the wider dtype, to which the sum converts it."
     ),
+    "folding.fold_low_rank: cast dropped: cls_token.to(dtype) -> cls_token": (
+        "It is joined with positions of the wider dtype, to which joining converts it."
+    ),
     "mlp.pieces: bound: COLUMNS < PIECE -> COLUMNS <= PIECE": "The same columns, in other pieces.",
-    f"mlp.load_bias: other changed: {_LOAD_BIAS.format('0.0')} -> {_LOAD_BIAS.format('1.0')}": (
+    _changed("mlp.load_bias", _BIAS): (
         "Beyond the hidden layer the second layer's weights are zero; beyond the features nothing is stored."
     ),
     "attention.load_valid: cast dropped: tl.load(ptr + batch).to(tl.int32) -> tl.load(ptr + batch)": _SMALL,
+    "attention.axis_attention_fwd_kernel: constant: 0.0 -> 1.0": (
+        "It stands for the class token's key beyond the head's features, where the queries are zero."
+    ),
     "attention_backward.load_padded: cast dropped: tl.load(ptr + batch).to(tl.int32) -> tl.load(ptr + batch)": _SMALL,
-    "attention_backward.attention_and_gradient: constant: 0.0 -> 1.0 (2)": (
-        "Keys and values behind the last are zero: neither what is summed up to Δ nor the gradient changes."
+    _changed("attention_backward.load_lse", "tl.load(ptr + offs, mask=mask"): (
+        "The weights of queries behind the last, whose scores are zero, are multiplied with zero."
     ),
     "attention_backward.axis_attention_bwd_query_kernel: statement dropped: grad = load_tile(grad_ptr, offs_q, offs_d, "
     "grad_strides[2], grad_strides[4], QUERIES, HEAD_DIM, EVEN_Q) -> ": (
         "The same values are loaded a second time, for the sake of the registers."
     ),
-    "attention_backward.axis_attention_bwd_query_kernel: cast dropped: grad.to(tl.float32) -> grad (2)": _PRODUCT,
-    "class_attention_kernels.load_statistics: other changed: tl.load(ptrs, mask=mask_h, other=0.0) -> "
-    "tl.load(ptrs, mask=mask_h, other=1.0)": (
-        "Queries and gradients of heads behind the last are zero: finite probabilities of theirs add nothing."
+    "attention_backward.axis_attention_bwd_query_kernel: bound: KEYS <= BLOCK_K -> KEYS < BLOCK_K (2)": (
+        "For keys that fill one tile the loop over tiles has one round, which does the same."
     ),
-    "class_attention_kernels.class_attention_bwd_kernel: cast dropped: tl.arange(0, BLOCK_D).to(tl.int64) -> "
+    _changed(f"{_CLASS_ATTENTION}.load_statistics", "tl.load(ptrs, mask=mask_h"): _NO_HEAD,
+    _changed(f"{_CLASS_ATTENTION}.class_attention_bwd_kernel", _DELTA): _NO_HEAD,
+    _changed(f"{_CLASS_ATTENTION}.class_attention_fwd_kernel", _CLASS): _BEYOND_WIDTH,
+    _changed(f"{_CLASS_ATTENTION}.class_key_bwd_kernel", _CLASS): _BEYOND_WIDTH,
+    f"{_CLASS_ATTENTION}.class_attention_bwd_kernel: cast dropped: tl.arange(0, BLOCK_D).to(tl.int64) -> "
     "tl.arange(0, BLOCK_D)": "Wherever they become offsets, in load_tokens and store_tokens, they are widened again.",
-    "folding.fold_low_rank: cast dropped: cls_token.to(dtype) -> cls_token": (
-        "It is joined with positions of the wider dtype, to which joining converts it."
-    ),
-    f"low_rank_kernels.low_rank_fwd_kernel: other changed: {_TABLE}, mask=mask, other=0.0) -> {_TABLE}, mask=mask, "
-    "other=1.0)": "Scores of keys behind the last are replaced, and queries behind the last are not stored.",
-    "low_rank_kernels.low_rank_fwd_kernel: cast dropped: from_pixels.to(rows_ptr.dtype.element_ty) -> from_pixels": (
-        "A store converts to the tensor's dtype by itself."
-    ),
-    "low_rank_backward_kernels.low_rank_bwd_class_key_kernel: other dropped: "
-    "tl.load(table_ptrs, mask=mask, other=0.0) -> tl.load(table_ptrs, mask=mask)": (
-        "Where nothing is loaded the scores, all that it goes into, are replaced."
-    ),
-    f"low_rank_backward_kernels.low_rank_bwd_class_key_kernel: cast dropped: {_GRAD}.to(tl.float32) -> {_GRAD}": (
-        _PRODUCT
-    ),
-    "low_rank_backward_kernels.low_rank_bwd_class_key_kernel: bound: offs_c < CHANNELS -> offs_c <= CHANNELS": (
+    _changed("low_rank_kernels.load_vector", _VECTOR): f"{_OUTSIDE} In the backward pass: {_NO_WEIGHT}",
+    _changed(_LOW_RANK, _TILE): _OUTSIDE,
+    _dropped(_LOW_RANK, _TILE): _OUTSIDE,
+    _changed(_LOW_RANK, _TABLE): _OUTSIDE,
+    _dropped(_LOW_RANK, _TABLE): _OUTSIDE,
+    f"{_changed(_LOW_RANK, _TABLE)} (2)": _OUTSIDE,
+    f"{_dropped(_LOW_RANK, _TABLE)} (2)": _OUTSIDE,
+    _changed(_CLASS_KEY, _TABLE): "Where nothing is loaded the scores, all that it goes into, are replaced.",
+    _dropped(_CLASS_KEY, _TABLE): "Where nothing is loaded the scores, all that it goes into, are replaced.",
+    _changed(_CLASS_KEY, _GRAD): _NO_WEIGHT,
+    f"{_CLASS_KEY}: bound: offs_c < CHANNELS -> offs_c <= CHANNELS": (
         "What it writes besides is the place of the next key's bias, which the kernel that runs after it writes."
     ),
-    "low_rank_backward_kernels.low_rank_bwd_kernel: cast dropped: ((first + block) * PARTS + part).to(tl.int64) -> "
-    "(first + block) * PARTS + part": (
-        "The launcher takes so few parts that their places stay below 2³¹, at 4096 tokens with up to 200 heads."
-    ),
-    "attention.axis_attention_fwd_kernel: constant: 0.0 -> 1.0": (
-        "It stands for the class token's key beyond the head's features, where the queries are zero."
+    _changed(_LOW_RANK_BACKWARD, _TILE): _NO_WEIGHT,
+    _changed(_LOW_RANK_BACKWARD, _GRAD): _NO_WEIGHT,
+    "fused_attention.fused_attention_fwd_kernel: constant: 0.0 -> 1.0": (
+        "It stands for the bias beyond the features, where nothing is stored."
     ),
     f"fused_attention.fused_attention_fwd_kernel: branch of a choice dropped: tl.where({_FEATURE}, HEADS * DIM) -> "
     "head * DIM + offs_c": (

@@ -8,29 +8,31 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import attention_cases
 import pass_cases
 import pytest
 import torch
 from attention_cases import FORMS
+from compare import relative_error
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.strategies import SearchStrategy
 from judging import FaultError, Triple, judge
 from septr_fast.kernels import launch
 from torch import Tensor
 
+from septr_fast import torch_backend
 from septr_fast.folding import Direct, LowRank, Merged
 from trust import accuracy, addressing, far_parts, memory, planting
 from trust.fuzz_cases import FORMULATIONS, ModelCase, OperatorCase, PassCase
 from trust.fuzz_draws import models, operators, passes
 from trust.fuzz_models import check_model, check_torch_pass
 from trust.fuzz_operators import TILES, attention_triple, check_triton_pass, operator_triple
+from trust.mutators import Site
 from trust.outcome import Progress
 
 TESTS = Path(__file__).resolve().parent.parent
-OF_FOLDING = ("passes on PyTorch", "models on PyTorch", "tests of submodules")
-"""How the kinds of cases begin that test the folding."""
 ADDRESSING = "addressing"
 CPU = torch.device("cpu")
 SLICES = attention_cases.tiles(block_c=16)
@@ -60,12 +62,12 @@ class Profile:
 
     Attributes:
         case: that ran.
-        calls: functions of kernels that it called; of the folding's cases those of `folding`.
+        calls: functions with mutants that it called.
         seconds: that it took.
     """
 
     case: Case
-    calls: frozenset[tuple[str, str]]
+    calls: frozenset[Site]
     seconds: float
 
 
@@ -76,6 +78,8 @@ def cases(full: bool) -> Iterator[Case]:
         ("passes on Triton", passes("triton"), _triton_pass, (0, 100)),
         ("passes on PyTorch", passes("torch"), check_torch_pass, (8, 60)),
         ("models on PyTorch", models("torch"), check_model, (2, 60)),
+        ("merged training", passes("torch").map(_merged_pass), _in_chunks, (4, 20)),
+        ("merged training of models", models("torch").map(_merged_model), _in_chunks_of_a_row, (0, 20)),
     ):
         for number, drawn in enumerate(_drawn(strategy, counts[full]) if counts[full] else ()):
             yield Case(f"{source}: {_kind(drawn)}", f"{source} {number}: {drawn}", partial(check, drawn))
@@ -89,15 +93,15 @@ def cases(full: bool) -> Iterator[Case]:
     for number in range(4 * len(memory.KINDS)):
         kind = f"memory: {memory.KINDS[number % len(memory.KINDS)]}"
         yield Case(kind, f"memory {number}", partial(_traced, number))
-    for moment in addressing.moments(rows=3, heads=3):
+    for moment in (*addressing.moments(rows=3, heads=3), *addressing.in_slices(rows=3, heads=3)):
         for pointer, dimension in addressing.places(moment, every=True):
             name = f"addressing: {moment.name}, {pointer}, dimension {dimension}"
             kind = ADDRESSING if moment.tensors[pointer].stride(dimension) else "addressing of what is expanded"
             yield Case(kind, name, partial(_far, moment, pointer, dimension), like=moment.name)
-        if moment.name in far_parts.KERNELS:
+        if moment.described.name in far_parts.KERNELS:
             yield Case(ADDRESSING, f"addressing: {moment.name}, parts", partial(_far_parts, moment))
-    for file in ("test_submodules.py", "test_folding.py"):
-        yield Case("tests of submodules", file, partial(_tests, file))
+    for file in ("test_submodules.py", "test_folding.py", "test_merged_training.py"):
+        yield Case("tests", file, partial(_tests, file))
 
 
 def _special() -> Iterator[tuple[str, str, Callable[[], object]]]:
@@ -110,6 +114,8 @@ def _special() -> Iterator[tuple[str, str, Callable[[], object]]]:
     yield "wide tiles", f"wide tiles: {wide}", partial(_operator, wide)
     for name in ("merged", "direct"):
         yield "scores far below zero", f"scores far below zero: {name}", partial(_far_below_zero, name)
+    for length in (7, 19):
+        yield "Δ beyond float16", f"Δ beyond float16: {length} keys", partial(_beyond_float16, length)
 
 
 def profiled(all_cases: Sequence[Case], progress: Progress) -> list[Profile]:
@@ -133,8 +139,6 @@ def _profile(case: Case) -> Profile:
             case.check()
         except Exception as error:
             raise FaultError(f"{case.name} fails on code without a mutant: {error}") from error
-    if case.kind.startswith(OF_FOLDING):
-        calls = {key for key in planting.functions() if key[0] == planting.FOLDING}
     return Profile(case, frozenset(calls), time.monotonic() - start)
 
 
@@ -165,6 +169,28 @@ def _kind(case: OperatorCase | PassCase | ModelCase) -> str:
         return f"{'planned' if case.formulations is None else case.formulations[0]} in {case.dtypes[0]}"
     padded = "not" if case.padded is None else "along" if case.padded == case.axis else "across"
     return f"{case.formulation}, padded {padded}"
+
+
+def _merged_pass(case: PassCase) -> PassCase:
+    """As `merged_training` takes it."""
+    return replace(case, formulation="merged", dtypes=("float32", "float32"), padded=None)
+
+
+def _merged_model(case: ModelCase) -> ModelCase:
+    formulations = ("merged",) * (2 * case.depth)
+    return replace(case, formulations=formulations, dtypes=("float32", "float32"), padded=None)
+
+
+def _in_chunks(case: PassCase) -> None:
+    """In chunks of one row or of two."""
+    row = (1 + case.shape[2]) * case.heads * case.dim * 4
+    with mock.patch.object(torch_backend, "CPU_TRAINING_CHUNK_BYTES", (1 + case.seed % 2) * row):
+        check_torch_pass(case)
+
+
+def _in_chunks_of_a_row(case: ModelCase) -> None:
+    with mock.patch.object(torch_backend, "CPU_TRAINING_CHUNK_BYTES", 1):
+        check_model(case)
 
 
 def _operator(case: OperatorCase) -> bool:
@@ -219,7 +245,25 @@ def _far_below_zero(name: str) -> None:
         return attention_triple(inputs, form, "width", attention_cases.output_gradients(inputs, form.heads, "width"))
 
     with launch.override(TILES):
-        judge(draw, 1)
+        judge(draw, 4)
+
+
+def _beyond_float16(length: int) -> None:
+    """Values and gradients so large that Δ, in float32, is no number of float16, though every gradient is one."""
+    torch.manual_seed(1)
+    form = FORMS["direct"]
+    inputs = attention_cases.draw(form, (1, 2, length), 16, CPU, torch.float16)
+    inputs = inputs._replace(value=256 + 16 * inputs.value, cls_value=256 + 16 * inputs.cls_value)
+    gradients = [256 + 16 * x for x in attention_cases.output_gradients(inputs, form.heads, "width")]
+    exact = attention_cases.step(
+        attention_cases.plain_attention, inputs.changed(Tensor.double), form.heads, "width", gradients
+    )
+    with launch.override(TILES):
+        found = attention_cases.step(attention_cases.axis_attention, inputs, form.heads, "width", gradients)
+    for name in inputs.given():
+        error = relative_error(found[name].double(), exact[name])
+        if not error < torch.finfo(torch.float16).eps:
+            raise FaultError(f"{name}: relative error {error:.3g}")
 
 
 def _far_parts(moment: addressing.Moment) -> None:

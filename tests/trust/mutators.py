@@ -11,6 +11,9 @@ from dataclasses import dataclass
 Change = tuple[str, ast.AST | None]
 """The kind of a fault, and what takes the place of a node; None where the node, a statement, is left out."""
 
+Site = tuple[str, str]
+"""A module and a function in it, a method with its class."""
+
 COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Lt: ast.LtE,
     ast.LtE: ast.Lt,
@@ -20,6 +23,8 @@ COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.NotEq: ast.Eq,
     ast.Is: ast.IsNot,
     ast.IsNot: ast.Is,
+    ast.In: ast.NotIn,
+    ast.NotIn: ast.In,
 }
 ARITHMETIC: dict[type[ast.operator], type[ast.operator]] = {
     ast.Add: ast.Sub,
@@ -42,7 +47,7 @@ class Mutant:
 
     Attributes:
         module: the file's name without its suffix.
-        function: that holds it.
+        function: that holds it, a method with its class.
         kind: of the fault.
         before: the source of what is changed.
         after: of what stands there instead.
@@ -59,21 +64,32 @@ class Mutant:
     place: tuple[int, int]
 
     @property
+    def site(self) -> Site:
+        """Module and function."""
+        return self.module, self.function
+
+    @property
     def name(self) -> str:
         """The same as long as the changed words are."""
         again = f" ({self.number + 1})" if self.number else ""
         return f"{self.module}.{self.function}: {self.kind}: {self.before} -> {self.after}{again}"
 
 
-def mutants(module: str, function: ast.FunctionDef) -> Iterator[Mutant]:
-    """All faults that the operators know to plant in `function`; decorators, annotations and texts are left alone."""
+def mutants(module: str, function: ast.FunctionDef, name: str = "") -> Iterator[Mutant]:
+    """All faults that the operators know to plant in `function`; decorators, annotations and texts are left alone.
+
+    Args:
+        module: that holds it.
+        function: to change.
+        name: of a method, with its class.
+    """
     plain = _body(function)
     seen: Counter[tuple[str, str, str]] = Counter()
     for index, (parent, _, node) in enumerate(_places(plain)):
         for number, (kind, replacement) in enumerate(_changes(parent, node, _earlier(plain, node))):
             before, after = _text(node), "" if replacement is None else _text(replacement)
             key = kind, before, after
-            yield Mutant(module, function.name, kind, before, after, seen[key], (index, number))
+            yield Mutant(module, name or function.name, kind, before, after, seen[key], (index, number))
             seen[key] += 1
 
 
@@ -156,8 +172,21 @@ def _mask_parts(parent: ast.AST, node: ast.AST, _: set[str]) -> Iterator[Change]
 
 
 def _casts(parent: ast.AST, node: ast.AST, _: set[str]) -> Iterator[Change]:
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "to":
-        yield CAST_DROPPED, node.func.value
+    """Values without a cast, or with one to float16 for float32, which arithmetic with float32 makes of them anyway.
+
+    What is stored is left alone: a store converts to the tensor's dtype by itself.
+    """
+    stored = isinstance(parent, ast.Call) and _called(parent) == "store"
+    if not isinstance(node, ast.Call) or stored:
+        return
+    if ast.unparse(node.func) == "tl.cast":
+        yield CAST_DROPPED, node.args[0]
+    if _called(node) != "to":
+        return
+    if ast.unparse(node.args[0]) == "tl.float32":
+        yield "cast narrowed", ast.Call(node.func, [ast.parse("tl.float16", mode="eval").body], node.keywords)
+    else:
+        yield CAST_DROPPED, node.func.value  # type: ignore[attr-defined]
 
 
 def _comparisons(parent: ast.AST, node: ast.AST, _: set[str]) -> Iterator[Change]:
@@ -250,7 +279,7 @@ def _calls(parent: ast.AST, node: ast.AST, _: set[str]) -> Iterator[Change]:
             "function",
             ast.Call(ast.Attribute(node.func.value, FUNCTIONS[name], ast.Load()), node.args, node.keywords),
         )
-    if name in ("trans", "transpose"):
+    if name in ("trans", "transpose", "t"):
         value = node.args[0] if name == "trans" else node.func.value  # type: ignore[attr-defined]
         yield "not transposed", value
     if name == "where":
