@@ -15,6 +15,14 @@ def makes_graph() -> bool:
     return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
 
 
+def exports() -> bool:
+    """Whether an exporter makes a graph.
+
+    Compiled by PyTorch 2.11, `torch.compiler.is_exporting()` is always true; what it returns elsewhere is this.
+    """
+    return torch.compiler._is_exporting_flag
+
+
 def records() -> bool:
     """Whether a graph is made or a transform of `torch.func` follows what is computed."""
     return makes_graph() or transforms()

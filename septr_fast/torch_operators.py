@@ -17,12 +17,12 @@ from torch import Tensor
 from septr_fast import torch_backend
 from septr_fast.folding import NO_DROPOUT, Direct, Dropout, LowRank, Merged, Mlp
 from septr_fast.lengths import Lengths
-from septr_fast.recording import transforms
+from septr_fast.recording import exports, transforms
 
 
 def serve(device: torch.device, dropout: Dropout) -> bool:
     """Whether a pass over tensors on `device` is compiled as one of these operators."""
-    if not torch.compiler.is_compiling() or torch.compiler.is_exporting():
+    if not torch.compiler.is_compiling() or exports():
         return False
     return device.type == "cpu" and not torch.is_grad_enabled() and not transforms() and dropout == NO_DROPOUT
 
