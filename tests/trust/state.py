@@ -28,7 +28,7 @@ CANNOT = (
 )
 
 OPERATIONS = [name for name, value in vars(Life).items() if callable(value) and name[0] != "_" and name != "fault"]
-FULL, SHORT = ((6, 500), (30, 50)), ((3, 25),)
+FULL, SHORT = ((6, 500), (20, 50)), ((3, 25),)
 """Runs of the machine, and operations in each."""
 
 NEEDED = {
