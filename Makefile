@@ -23,7 +23,8 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Versions and hashes of all that is installed for development, but for torch, whose files differ by platform.
+# Versions and hashes of all that is installed for development, but for torch and what only torch brings along, whose
+# files differ by platform.
 pins:
 	$(PYTHON) -m venv build/pins
 	build/pins/bin/python -m pip install --quiet --no-compile uv

@@ -50,6 +50,7 @@ setup(
             "librosa>=0.10",
             "mypy>=1.13",
             "onnxruntime>=1.20",
+            "pip-audit>=2.7",
             "pytest-xdist>=3.6",
             "ruff>=0.8",
             "triton>=3.6; sys_platform == 'linux'",

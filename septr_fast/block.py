@@ -7,7 +7,7 @@ stay apart; the second walks the grid along the other axis.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, cast
 
@@ -22,6 +22,7 @@ from septr_fast.inputs import autocasts, check_input, check_placement
 from septr_fast.lengths import Lengths
 from septr_fast.lengths import read as read_lengths
 from septr_fast.linear import call
+from septr_fast.loading import as_a_whole
 from septr_fast.plan import FORMULATIONS, Step, TransformerShape, choose
 from septr_fast.recording import records
 from septr_fast.reference import Attention, FeedForward, Transformer, size_pair
@@ -134,6 +135,11 @@ class SepTrBlock(reference.SepTrBlock):
     def pooling(self) -> tuple[int, int]:
         """Pixels of a token, `(height, width)`."""
         return cast(tuple[int, int], self.pool.kernel_size) if isinstance(self.pool, nn.AvgPool2d) else (1, 1)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As that of `nn.Module`, but where it raises, parameters and buffers are what they were before."""
+        with as_a_whole(self, assign=assign):
+            return super().load_state_dict(state_dict, strict, assign)
 
     def resize_positions(self, input_size: Size) -> None:
         """Take inputs of another size from now on; see `SepTr.resize_positions`."""

@@ -9,7 +9,7 @@ so the model does neither.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -22,6 +22,7 @@ from septr_fast.block import SepTrBlock, Size, per_transformer
 from septr_fast.inputs import check_input
 from septr_fast.lengths import Lengths, check_axis, clear, one_by_one
 from septr_fast.linear import call, is_plain
+from septr_fast.loading import as_a_whole
 from septr_fast.plan import Plan, Step
 from septr_fast.recording import records
 
@@ -211,6 +212,11 @@ class SepTr(reference.SepTr):
             grid, cls_token = block.transform(grid, cls_token, steps, valid, recorder)
             maps.append(recorder.maps())
         return maps
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As that of `nn.Module`, but where it raises, parameters and buffers are what they were before."""
+        with as_a_whole(self, assign=assign):
+            return super().load_state_dict(state_dict, strict, assign)
 
     def resize_positions(self, input_size: Size) -> None:
         """Take spectrograms of another size from now on, the positions interpolated; in place.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from trust import bad_input, wrong_calls
 from trust.outcome import silent
 from trust.wrong_calls import Subject, WrongCall
 
-from septr_fast import lengths
+from septr_fast import lengths, model
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -32,7 +33,7 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
 def test_wrong_calls() -> None:
     outcome = bad_input.run(full=False, progress=silent)
     assert outcome.wrong == []
-    assert outcome.tried >= 370
+    assert outcome.tried >= 390
 
 
 def refuse(_: Subject) -> None:
@@ -97,6 +98,15 @@ def test_a_missing_check_is_found(subject: Subject, monkeypatch: pytest.MonkeyPa
     calls = [call for _, call in bad_input.calls() if call.name.startswith("functional.axis_pass on torch, grid")]
     assert calls
     assert all(wrong_calls.fault(call, subject) is not None for call in calls)
+
+
+def test_a_load_that_fails_halfway_is_found(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {name: x.clone() for name, x in subject.model.state_dict().items()}
+    monkeypatch.setattr(model, "as_a_whole", lambda *_, **__: nullcontext())
+    for call in (call for _, call in bad_input.calls() if call.name.endswith(", more classes")):
+        found = str(wrong_calls.fault(call, subject))
+        assert found.startswith(f"{call.name}: it changed cls_token, transformer.0.pos_embedding_w")
+        subject.model.load_state_dict(before)
 
 
 def test_lengths_that_cannot_be_checked_stay_within_the_tensor(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -24,7 +25,34 @@ def test_none_wrong(device: torch.device, one_thread: None) -> None:
         pytest.skip("models are sized for the interpreter")
     outcome = repeat.run(full=False, progress=silent)
     assert outcome.wrong == []
-    assert outcome.tried >= 120
+    assert outcome.tried >= 90
+    assert outcome.figures["of these with 2 threads"] == 1
+
+
+def test_no_two_models_are_the_same() -> None:
+    found = []
+    for setting in repeat.settings(full=True):
+        model, _ = repeat.built(setting)
+        found.append((replace(setting, formulation=None), [step.formulation for step in model.plan().steps]))
+    assert len(found) > 40
+    assert all(one not in found[:place] for place, one in enumerate(found))
+
+
+def test_few_bits_of_two_threads_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sum whose order follows the threads, which one run of three meets."""
+    setting, threads = repeat.Setting("wide", "torch", None, "float32", threads=2), []
+    branch = torch_backend.mlp_branch
+
+    def faulty(*given: Any) -> Tensor:
+        threads.append(torch.get_num_threads())
+        y = branch(*given)
+        return y.add(16 * torch.finfo(y.dtype).eps * y.detach()) if len(threads) == 30 else y
+
+    monkeypatch.setattr(torch_backend, "mlp_branch", faulty)
+    before = torch.get_num_threads()
+    assert repeat.repeats(setting, repeat.forward_and_backward)
+    assert set(threads) == {2}
+    assert torch.get_num_threads() == before
 
 
 @pytest.mark.parametrize("results", [repeat.forward_and_backward, repeat.trained], ids=lambda each: each.__name__)

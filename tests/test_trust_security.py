@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
-from trust import packages, security, source_rules
+from trust import packages, pins, security, source_rules
 from trust.outcome import silent
 
 from septr_fast import backend, tuned
@@ -176,28 +178,58 @@ def test_open_tables_are_not_used(
 
 
 @pytest.mark.parametrize(
-    ("answer", "errors", "said"),
+    ("answer", "errors", "said", "vulnerable"),
     [
-        ("", "ERROR: no route to host\n", "not run: ERROR: no route to host"),
-        ("", "", "not run: no answer"),
-        ('{"dependencies": []}', "", "not run: no advisories to be had for any of 0 packages (none)"),
+        ("", "ERROR: no route to host\n", "not run: ERROR: no route to host", []),
+        ("", "", "not run: no answer", []),
+        ('{"dependencies": []}', "", "not run: no advisories to be had for any of 0 packages (none)", []),
         (
             '{"dependencies": [{"name": "a", "skip_reason": "not found"}]}',
             "",
             "not run: no advisories to be had for any of 1 packages (not found)",
+            [],
         ),
         (
             '{"dependencies": [{"name": "a", "version": "1", "vulns": []}, {"name": "b", "skip_reason": "local"}]}',
             "",
-            "1 packages, 1 without advisories; vulnerable: none",
+            "1 packages, 1 without advisories; vulnerable: 0",
+            [],
         ),
         (
             '{"dependencies": [{"name": "a", "version": "1", "vulns": [{"id": "CVE-1"}, {"id": "CVE-2"}]}]}',
             "",
-            "1 packages, 0 without advisories; vulnerable: a 1: CVE-1, CVE-2",
+            "1 packages, 0 without advisories; vulnerable: 1",
+            ["a 1: CVE-1, CVE-2"],
         ),
     ],
     ids=["failed", "silent", "no packages", "nothing known", "sound", "vulnerable"],
 )
-def test_what_pip_audit_says(answer: str, errors: str, said: str) -> None:
-    assert security.audited(answer, errors) == said
+def test_what_pip_audit_says(answer: str, errors: str, said: str, vulnerable: list[str]) -> None:
+    assert security.audited(answer, errors) == (said, vulnerable)
+
+
+def test_vulnerable_packages_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(security, "audit", lambda: ("2 packages", ["a 1: CVE-1"]))
+    for name in ("alone", "permissions"):
+        monkeypatch.setattr(security, name, lambda *_: [])
+    monkeypatch.setattr(packages, "build", lambda *_: ([], []))
+    monkeypatch.setattr(packages, "unlisted", lambda *_: [])
+    outcome = security.run(full=True, progress=silent)
+    assert outcome.wrong == ["a 1: CVE-1"]
+    assert outcome.figures["pip-audit"] == "2 packages"
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_pip_audit_that_does_not_answer(installed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(command: list[str], **options: object) -> None:
+        raise subprocess.TimeoutExpired(command, security.AUDIT_SECONDS)
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: installed or None)
+    monkeypatch.setattr(subprocess, "run", never)
+    said = "no answer in 120 seconds" if installed else "pip-audit is not installed"
+    assert security.audit() == (f"not run: {said}", [])
+
+
+def test_pip_audit_is_pinned() -> None:
+    pinned = pins.read((security.ROOT / "requirements.txt").read_text(encoding="utf-8"))
+    assert "pip-audit" in pinned

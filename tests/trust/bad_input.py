@@ -20,7 +20,10 @@ WHAT = (
     "Wrong calls of everything public: ranks, sizes, dtypes, devices, layouts, lengths, state dicts, broken and "
     "malicious files; each must raise the stated error, name the culprit, launch nothing and change nothing."
 )
-CANNOT = "A wrong call that nobody thought of; values that are wrong in a well-formed call."
+CANNOT = (
+    "A wrong call that nobody thought of; values that are wrong in a well-formed call; what PyTorch has copied of a "
+    "state dict that fails to load into a module around a model."
+)
 
 SOURCES = {
     "model and blocks": wrong_models,

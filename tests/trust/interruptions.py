@@ -35,11 +35,12 @@ class Stop(TorchDispatchMode):
 
     def __init__(self, place: int | None, error: type[BaseException]) -> None:
         super().__init__()
-        self.place, self.error, self.count = place, error, 0
+        self.place, self.error, self.count, self.raised = place, error, 0, False
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.count += 1
         if self.count - 1 == self.place:
+            self.raised = True
             raise self.error("stopped here")
         return function(*args, **(kwargs or {}))
 
@@ -99,13 +100,21 @@ def resize(model: nn.Module) -> None:
 
 
 INTERRUPTED: dict[str, Call] = {"forward": change_and_classify, "training step": train, "load_state_dict": load}
-"""What is stopped, at every one of its operations in turn."""
+"""What is stopped at every one of its operations, by `ERRORS` in turn."""
+SPARSE = 20
+"""Of the places of `accelerate`, which builds a model first, every so many-th is tried."""
 
 
 def built() -> SepTr:
     """A new model, the same each time."""
     torch.manual_seed(3)
     return SepTr(**CONFIG)
+
+
+def original() -> nn.Sequential:
+    """A module that holds an original, in training mode, the same each time."""
+    torch.manual_seed(4)
+    return nn.Sequential(originals.SeparableTr(**CONFIG)).train()
 
 
 def operations(call: Call) -> int:
@@ -117,16 +126,27 @@ def operations(call: Call) -> int:
     return stop.count
 
 
+def operations_of_accelerate() -> int:
+    """How many operations the replacement of `original` has."""
+    parent = original()
+    with Stop(None, KeyboardInterrupt) as stop:
+        accelerate(parent)
+    return stop.count
+
+
 def cases(step: int) -> Iterator[tuple[str, Callable[[], str | None]]]:
-    """Every interruption by name, each with what finds its fault; of the places of operations every `step`-th."""
+    """Every interruption by name, each with what finds its fault; of the places of operations every `step`-th.
+
+    A call that goes on to its end is a fault: each case is a call that was stopped, or is wrong.
+    """
     for name, call in INTERRUPTED.items():
-        for error in ERRORS:
-            for place in range(0, operations(call), step):
-                where = f"{error.__name__} in place of operation {place} of {name}"
-                yield where, lambda call=call, place=place, error=error: after(call, place, error)
-    for place in range(0, operations(resize), max(1, step // 4)):
+        for number, place in enumerate(range(0, operations(call), step)):
+            error = ERRORS[number % len(ERRORS)]
+            where = f"{error.__name__} in place of operation {place} of {name}"
+            yield where, lambda call=call, place=place, error=error: after(call, place, error)
+    for place in range(0, operations(resize), max(1, step // SPARSE)):
         yield f"operation {place} of resize_positions", lambda place=place: after_resizing(place)
-    for place in range(0, 4000, 40 * step):
+    for place in range(0, operations_of_accelerate(), SPARSE * step):
         yield f"operation {place} of accelerate", lambda place=place: after_accelerating(place)
     for name in ("head", "whole model"):
         yield f"a hook of the {name} that raises", lambda name=name: after_a_hook(name)
@@ -136,9 +156,14 @@ def after(call: Call, place: int, error: type[BaseException]) -> str | None:
     """What is wrong once `call` was stopped, or None: logits and gradients are those of a new model of that state."""
     model = built()
     classify(model)
-    with interrupted(place, error):
+    with interrupted(place, error) as stop:
         call(model)
-    return differs(model)
+    return goes_on(stop) or differs(model)
+
+
+def goes_on(stop: Stop) -> str | None:
+    """That what ran inside was not stopped, or None."""
+    return None if stop.raised else f"not stopped: it ended after {stop.count} operations"
 
 
 def differs(model: SepTr) -> str | None:
@@ -156,8 +181,10 @@ def after_resizing(place: int) -> str | None:
     """A resizing that is stopped leaves the old size whole, or the new one."""
     model = built()
     classify(model)
-    with interrupted(place, KeyboardInterrupt):
+    with interrupted(place, KeyboardInterrupt) as stop:
         resize(model)
+    if not stop.raised:
+        return goes_on(stop)
     size = model.blocks[0].input_size
     other = SepTr(**{**CONFIG, "input_size": size})
     try:
@@ -171,14 +198,13 @@ def after_resizing(place: int) -> str | None:
 
 def after_accelerating(place: int) -> str | None:
     """A replacement that is stopped leaves the original as it was."""
-    torch.manual_seed(4)
-    parent = nn.Sequential(originals.SeparableTr(**CONFIG)).train()
+    parent = original()
     before, x = copy.deepcopy(parent), inputs()
     state, random = copy.deepcopy(parent.state_dict()), torch.get_rng_state()
     with interrupted(place, KeyboardInterrupt) as stop:
         accelerate(parent)
-    if stop.count <= place:
-        return None if isinstance(parent[0], SepTr) else "not replaced, without an error"
+    if not stop.raised:
+        return goes_on(stop)
     if not isinstance(parent[0], originals.SeparableTr):
         return "replaced, though it was stopped"
     if any(module.training is not True for module in parent.modules()):
@@ -191,19 +217,21 @@ def after_accelerating(place: int) -> str | None:
 
 
 def after_a_hook(which: str) -> str | None:
-    """A user's hook that raises once."""
+    """A user's hook that raises, in a classification and in a training step."""
     model = built()
+    raised = 0
 
     def refuse(*_: object) -> None:
+        nonlocal raised
+        raised += 1
         raise RuntimeError("the hook")
 
     handle = (model.fc if which == "head" else model).register_forward_hook(refuse)
-    with suppress(RuntimeError):
-        classify(model)
-    with suppress(RuntimeError):
-        train(model)
+    for call in (classify, train):
+        with suppress(RuntimeError):
+            call(model)
     handle.remove()
-    return differs(model)
+    return differs(model) if raised == 2 else f"not stopped: the hook raised {raised} times"
 
 
 def after_kernels(places: Sequence[int]) -> Iterator[tuple[str, str | None]]:
@@ -230,7 +258,7 @@ def after_kernels(places: Sequence[int]) -> Iterator[tuple[str, str | None]]:
             started, fails = 0, place % kernels
             with suppress(torch.OutOfMemoryError):
                 step()
-            fails = -1
-            found = step()
-            right = all(map(torch.equal, found, expected))
-            yield f"kernel {place % kernels} of {kernels} fails", None if right else "other gradients than before"
+            stopped, fails = started == fails + 1, -1
+            right = all(map(torch.equal, step(), expected))
+            fault = "other gradients than before" if stopped else "not stopped"
+            yield f"kernel {place % kernels} of {kernels} fails", None if stopped and right else fault

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import originals
@@ -103,11 +103,10 @@ class Life:
         self.model.load_state_dict(self._other(), assign=True)
 
     def go_back(self) -> None:
-        """Load what was remembered, if it still fits."""
-        if self.earlier["transformer.0.pos_embedding_w"].shape == self.model.blocks[0].pos_embedding_w.shape and (
-            self.earlier["transformer.0.pos_embedding_h"].shape == self.model.blocks[0].pos_embedding_h.shape
-        ):
-            self.model.load_state_dict(self.earlier)
+        """Load what was remembered, after taking its size."""
+        lengths = (self.earlier[f"transformer.0.pos_embedding_{side}"].shape[2] - 1 for side in "hw")
+        self.model.resize_positions(tuple(lengths))
+        self.model.load_state_dict(self.earlier)
 
     def remember(self) -> None:
         """Keep the state for `go_back`."""
@@ -181,16 +180,13 @@ class Life:
 
     def swap_with_average(self) -> None:
         """Exchange the parameters' memory with that of another model, as evaluation of an average does."""
-        if self._fits(self.twin):
-            self.twin.to(self.dtype)
-            for own, other in zip(self.model.parameters(), self.twin.parameters(), strict=True):
-                own.data, other.data = other.data, own.data
+        for own, other in self._pairs():
+            own.data, other.data = other.data, own.data
 
     def average(self) -> None:
         """Move the other model towards this one."""
-        if self._fits(self.twin):
-            for own, other in zip(self.model.parameters(), self.twin.to(self.dtype).parameters(), strict=True):
-                other.data.lerp_(own.data, 0.1)
+        for own, other in self._pairs():
+            other.data.lerp_(own.data, 0.1)
 
     def train(self) -> None:
         """Into training mode; the dropout's probability is 0."""
@@ -245,12 +241,13 @@ class Life:
             self.model(self._x())
 
     def _step(self, kind: Callable[..., torch.optim.Optimizer], **options: Any) -> None:
+        if not any(parameter.requires_grad for parameter in self.model.parameters()):
+            self.thaw()
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        if trained:
-            optimizer = kind(trained, lr=0.02, **options)
-            self.model(self._x()).sin().sum().backward()
-            optimizer.step()
-            optimizer.zero_grad()
+        optimizer = kind(trained, lr=0.02, **options)
+        self.model(self._x()).sin().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
 
     def _x(self) -> Tensor:
         self.seed += 1
@@ -272,9 +269,11 @@ class Life:
     def _other(self) -> dict[str, Tensor]:
         return {name: self._random(x) for name, x in self.model.state_dict().items()}
 
-    def _fits(self, other: nn.Module) -> bool:
-        shapes = [[parameter.shape for parameter in module.parameters()] for module in (self.model, other)]
-        return shapes[0] == shapes[1]
+    def _pairs(self) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
+        """Each parameter beside that of the other model, which takes size and dtype of this one."""
+        self.twin.resize_positions(self.model.blocks[0].input_size)
+        self.twin.to(self.dtype)
+        return ((own, self.twin.get_parameter(name)) for name, own in self.model.named_parameters())
 
     def _like(self, kind: Callable[..., Any]) -> Any:
         """A new model of the class `kind` in evaluation mode, with the state of this one."""

@@ -6,7 +6,7 @@ import hashlib
 import multiprocessing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,10 +24,14 @@ from trust.outcome import Outcome, Progress
 
 NAME = "repeat"
 WHAT = (
-    "Models built anew from the same seed give the same bits again: logits, every gradient and every parameter after "
-    "five steps of AdamW, also under torch.use_deterministic_algorithms(True) and in another process."
+    "Models of different plans, built anew from the same seed, give the same bits again: logits, every gradient and "
+    "every parameter after five steps of AdamW, with one thread and, on PyTorch, with two, also under "
+    "torch.use_deterministic_algorithms(True) and in another process (logits and gradients)."
 )
-CANNOT = "Runs with another number of threads, on another processor or with another PyTorch, which may round otherwise."
+CANNOT = (
+    "More than two threads; a repetition with another number of threads than before, on another processor or with "
+    "another PyTorch, which may round otherwise."
+)
 
 STEPS = 5
 FORMULATIONS = (None, "direct", "merged", "low-rank", "class-only")
@@ -45,6 +49,7 @@ class Setting:
         dtype: name of the dtype.
         recompute: whether the backward pass recomputes.
         dropout: probability; its draws are repeated too.
+        threads: of PyTorch.
     """
 
     config: str
@@ -53,6 +58,7 @@ class Setting:
     dtype: str
     recompute: bool = False
     dropout: float = 0.0
+    threads: int = 1
 
 
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -64,7 +70,20 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 def settings(full: bool) -> Iterator[Setting]:
-    """All models; in the short form one on Triton, in the long one every dtype of the plan's formulation there."""
+    """All models; in the short form one on Triton, in the long one every dtype of the plan's formulation there.
+
+    A formulation that leads to the plan of one before it is left out.
+    """
+    seen = set()
+    for setting in _settings(full):
+        model, _ = built(setting)
+        key = (replace(setting, formulation=None), tuple(step.formulation for step in model.plan().steps))
+        if key not in seen:
+            seen.add(key)
+            yield setting
+
+
+def _settings(full: bool) -> Iterator[Setting]:
     for config in ("pooled", "wide", "large"):
         for formulation in FORMULATIONS:
             for dtype in DTYPES if full else ("float32", "bfloat16"):
@@ -72,10 +91,22 @@ def settings(full: bool) -> Iterator[Setting]:
     yield Setting("wide", "torch", None, "float32", recompute=True)
     yield Setting("wide", "torch", None, "float32", dropout=0.3)
     yield Setting("wide", "torch", None, "float32", recompute=True, dropout=0.3)
+    yield from _on_two_threads(full)
     for dtype in ("float32", "bfloat16", "float16") if full else ("float32",):
         yield Setting("tiny", "triton", None, dtype)
     for formulation in FORMULATIONS[1:] if full else ():
         yield Setting("tiny", "triton", formulation, "float32")
+
+
+def _on_two_threads(full: bool) -> Iterator[Setting]:
+    """Of the largest model, which alone is worth two threads to PyTorch."""
+    for formulation in FORMULATIONS if full else (None,):
+        yield Setting("large", "torch", formulation, "float32", threads=2)
+    for dtype in list(DTYPES)[1:] if full else ():
+        yield Setting("large", "torch", None, dtype, threads=2)
+    if full:
+        yield Setting("large", "torch", None, "float32", recompute=True, threads=2)
+        yield Setting("large", "torch", None, "float32", dropout=0.3, threads=2)
 
 
 def built(setting: Setting) -> tuple[SepTr, Tensor]:
@@ -91,7 +122,7 @@ def built(setting: Setting) -> tuple[SepTr, Tensor]:
 def forward_and_backward(setting: Setting) -> Results:
     """Logits in evaluation, and logits and gradients in training."""
     model, x = built(setting)
-    with launch.override(TILES):
+    with launch.override(TILES), on_threads(setting.threads):
         with torch.no_grad():
             evaluated = model.eval()(x)
         return {"logits in evaluation": evaluated, **gradients(model.train(), x)}
@@ -101,12 +132,23 @@ def trained(setting: Setting) -> Results:
     """Every parameter after some steps of an optimizer."""
     model, x = built(setting)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    with launch.override(TILES):
+    with launch.override(TILES), on_threads(setting.threads):
         for _ in range(STEPS):
             optimizer.zero_grad()
             cross_entropy(model(x), torch.tensor([0, 1])).backward()
             optimizer.step()
     return {name: x.detach() for name, x in model.named_parameters()}
+
+
+@contextmanager
+def on_threads(count: int) -> Iterator[None]:
+    """Let PyTorch use so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def different(found: Results, expected: Results) -> list[str]:
@@ -132,6 +174,12 @@ def deterministic() -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
+
+
+def depends_on_threads(setting: Setting) -> bool:
+    """Whether one thread gives other bits: then several take part."""
+    one = replace(setting, threads=1)
+    return digest(forward_and_backward(setting)) != digest(forward_and_backward(one))
 
 
 def repeats(setting: Setting, results: Callable[[Setting], Results]) -> list[str]:
@@ -176,4 +224,11 @@ def run(full: bool, progress: Progress) -> Outcome:
             progress(1)
             if found != digest(forward_and_backward(setting)):
                 wrong.append(f"{setting}: other bits in another process")
-    return Outcome(sum(tried.values()), wrong, {"repetitions": tried, "models": len(chosen)})
+    on_two = [setting for setting in chosen if setting.threads == 2]
+    figures = {
+        "repetitions": tried,
+        "models": len(chosen),
+        "of these with 2 threads": len(on_two),
+        "of these with other bits than with 1 thread": sum(map(depends_on_threads, on_two)),
+    }
+    return Outcome(sum(tried.values()), wrong, figures)

@@ -115,7 +115,7 @@ def state(on: Subject) -> dict[str, Any]:
     model = on.model
     found: dict[str, Any] = {}
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        found[name] = (tensor.dtype, tensor.requires_grad, _bits(tensor), None if tensor.grad is None else 1)
+        found[name] = (id(tensor), tensor.dtype, tensor.requires_grad, _bits(tensor), tensor.grad is None)
     for name, module in model.named_modules():
         plain = {key: value for key, value in vars(module).items() if isinstance(value, (bool, int, float, str, tuple))}
         found[f"attributes of {name or 'the model'}"] = repr(plain)

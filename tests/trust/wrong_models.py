@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -60,6 +59,35 @@ ARGUMENTS: list[tuple[str, Any, str]] = [
 ]
 
 BLOCK: dict[str, Any] = {"channels": 8, "input_size": (6, 8), "heads": 2, "mlp_dim": 8, "dim_head": 4, "dim": 8}
+
+
+LOADS: dict[str, dict[str, bool]] = {
+    "load_state_dict": {},
+    "load_state_dict in part": {"strict": False},
+    "load_state_dict by assignment": {"assign": True},
+}
+BROKEN: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
+    ("empty", lambda state: {}, "cls_token"),
+    ("a key missing", lambda state: _without(state, "fc.weight"), "fc.weight"),
+    ("a key too many", lambda state: {**state, "fc.scale": torch.ones(1)}, "fc.scale"),
+    ("a prefix", lambda state: {f"module.{key}": x for key, x in state.items()}, "module.cls_token"),
+    ("more classes", lambda state: {**state, "fc.bias": torch.zeros(4)}, "fc.bias"),
+    ("another width", lambda state: {**state, "cls_token": torch.zeros(1, 1, 1, 9)}, "cls_token"),
+    (
+        "another length",
+        lambda state: {**state, "transformer.0.pos_embedding_w": torch.zeros(1, 1, 10, 8)},
+        "transformer.0.pos_embedding_w",
+    ),
+    ("a text in place of a tensor", lambda state: {**state, "fc.bias": "zeros"}, "fc.bias"),
+    ("an array of objects", lambda state: {**state, "fc.bias": [object()]}, "fc.bias"),
+    ("a tensor without data", lambda state: {**state, "fc.bias": torch.zeros(3, device="meta")}, "fc.bias"),
+    ("a sparse tensor", lambda state: {**state, "fc.bias": torch.zeros(3).to_sparse()}, "fc.bias"),
+]
+ALLOWED = {
+    "load_state_dict in part": ("empty", "a key missing", "a key too many", "a prefix"),
+    "load_state_dict by assignment": ("a tensor without data", "a sparse tensor"),
+}
+"""What PyTorch takes; a parameter without values fails in the next call."""
 
 
 def calls() -> Iterator[WrongCall]:
@@ -170,32 +198,44 @@ def _lengths() -> list[tuple[str, Any, type[Exception]]]:
 
 
 def _states() -> Iterator[WrongCall]:
-    def load(name: str, change: Any, culprit: str, error: type[Exception] = RuntimeError) -> WrongCall:
-        return WrongCall(f"load_state_dict, {name}", error, culprit, lambda on: _load(on.model, change))
-
-    yield load("nothing", lambda state: None, "state_dict", TypeError)
-    yield load("a list", list, "state_dict", TypeError)
-    yield load("empty", lambda state: {}, "cls_token")
-    yield load("a key missing", lambda state: _without(state, "fc.weight"), "fc.weight")
-    yield load("a key too many", lambda state: {**state, "fc.scale": torch.ones(1)}, "fc.scale")
-    yield load("a prefix", lambda state: {f"module.{key}": x for key, x in state.items()}, "module.cls_token")
-    yield load("more classes", lambda state: {**state, "fc.bias": torch.zeros(4)}, "fc.bias")
-    yield load("another width", lambda state: {**state, "cls_token": torch.zeros(1, 1, 1, 9)}, "cls_token")
-    yield load(
-        "another length",
-        lambda state: {**state, "transformer.0.pos_embedding_w": torch.zeros(1, 1, 10, 8)},
-        "transformer.0.pos_embedding_w",
+    """Loads into the subject itself, which a load that fails must leave as it is."""
+    for name, options in LOADS.items():
+        for what, change, culprit in BROKEN:
+            if what not in ALLOWED.get(name, ()):
+                yield _load(f"{name}, {what}", "", change, culprit, options)
+    yield _load("load_state_dict, nothing", "", lambda state: None, "state_dict", {}, TypeError)
+    yield _load("load_state_dict, a list", "", list, "state_dict", {}, TypeError)
+    yield _load(
+        "load_state_dict of a block, another width",
+        "transformer.0",
+        lambda state: {**state, "pos_embedding_h": torch.zeros(1, 1, 7, 9)},
+        "pos_embedding_h",
+        {},
     )
-    yield load("a text in place of a tensor", lambda state: {**state, "fc.bias": "zeros"}, "fc.bias")
-    yield load("an array of objects", lambda state: {**state, "fc.bias": [object()]}, "fc.bias")
-    yield load("a tensor without data", lambda state: {**state, "fc.bias": torch.zeros(3, device="meta")}, "fc.bias")
-    yield load("a sparse tensor", lambda state: {**state, "fc.bias": torch.zeros(3).to_sparse()}, "fc.bias")
+    yield _load(
+        "load_state_dict of a block, a key missing",
+        "transformer.0",
+        lambda state: _without(state, "projection.weight"),
+        "projection.weight",
+        {},
+    )
 
 
-def _load(model: SepTr, change: Any) -> object:
-    """Load into a copy what could be loaded in part: a strict load of PyTorch copies what fits before it raises."""
-    copied = copy.deepcopy(model)
-    return copied.load_state_dict(change({key: x.clone() for key, x in model.state_dict().items()}))
+def _load(
+    name: str,
+    module: str,
+    change: Callable[[dict[str, Any]], object],
+    culprit: str,
+    options: dict[str, bool],
+    error: type[Exception] = RuntimeError,
+) -> WrongCall:
+    """A load of other values than the subject's, but for what `change` does, so that what is copied is seen."""
+
+    def call(on: Subject) -> object:
+        into = on.model.get_submodule(module)
+        return into.load_state_dict(change({key: x + 1 for key, x in into.state_dict().items()}), **options)
+
+    return WrongCall(name, error, culprit, call)
 
 
 def _without(state: dict[str, Tensor], key: str) -> dict[str, Tensor]:
