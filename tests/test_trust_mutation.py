@@ -221,7 +221,7 @@ def test_order_of_cases() -> None:
     cast, *_, other = sorted(planting.of(place), key=lambda mutant: mutant.kind != CAST_DROPPED)
     assert names(other, 6) == [f"{far} 1", "a 0", f"{far} 0", "a 1", "a 2", f"{far} 2"]
     assert names(other, 2) == ["a 0", f"{far} 0"]
-    assert names(cast, 2) == [f"{far} 1", "a 0", f"{far} 0", f"{far} 2"]
+    assert names(cast, 2) == [f"{far} 1", f"{far} 0", f"{far} 2", "a 0"]
 
 
 def test_short_form() -> None:

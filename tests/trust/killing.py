@@ -13,6 +13,7 @@ from unittest import mock
 import attention_cases
 import pass_cases
 import pytest
+import test_kernel_mlp as mlp_cases
 import torch
 from attention_cases import FORMS
 from compare import relative_error
@@ -20,6 +21,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.strategies import SearchStrategy
 from judging import FaultError, Triple, judge
 from septr_fast.kernels import launch
+from septr_fast.kernels.mlp import mlp
 from torch import Tensor
 
 from septr_fast import torch_backend
@@ -112,8 +114,12 @@ def _special() -> Iterator[tuple[str, str, Callable[[], object]]]:
         yield "padded tiles", f"padded tiles: {padded}", partial(_triton_pass, padded)
     wide = replace(accuracy.operator_case("mlp", ("float32", "float32"), 1.0), shape=(1, 2, 17), dim=136)
     yield "wide tiles", f"wide tiles: {wide}", partial(_operator, wide)
+    attention = accuracy.operator_case("axis_attention", ("float32", "float32"), 1.0)
+    slices = replace(attention, shape=(1, 2, 7), dim=33, seed=1)
+    yield "attention in slices", f"attention in slices: {slices}", partial(_operator, slices)
     for name in ("merged", "direct"):
         yield "scores far below zero", f"scores far below zero: {name}", partial(_far_below_zero, name)
+    yield "residual stream", "residual stream: as it is kept", _as_kept
     for length in (7, 19):
         yield "Δ beyond float16", f"Δ beyond float16: {length} keys", partial(_beyond_float16, length)
 
@@ -246,6 +252,18 @@ def _far_below_zero(name: str) -> None:
 
     with launch.override(TILES):
         judge(draw, 4)
+
+
+def _as_kept() -> None:
+    """The MLP of a sum in float16 is that of the sum which it keeps for the backward pass, to the bit."""
+    torch.manual_seed(1)
+    drawn = mlp_cases.draw((1, 2, 7, 24), 24, CPU, torch.float16, torch.float16)
+    kept, z, again, of_kept = (torch.empty_like(drawn.x) for _ in range(4))
+    with launch.override(TILES):
+        mlp(drawn.x, drawn.pos, drawn.branch, *drawn.weights(), mlp_cases.EPS, kept, z)
+        mlp(kept, None, None, *drawn.weights(), mlp_cases.EPS, again, of_kept)
+    if not (torch.equal(kept, again) and torch.equal(z, of_kept)):
+        raise FaultError("other values than those of what is kept")
 
 
 def _beyond_float16(length: int) -> None:

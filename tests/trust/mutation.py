@@ -77,6 +77,7 @@ def ordered(profiles: Sequence[Profile], mutant: Mutant, kills: Counter[str], mo
     """Cases that call a mutant's function: those that found most faults in it, then the quickest of each kind in turn.
 
     Where a cast is dropped, which may matter to one stride of one tensor alone, all cases of addressing come on top.
+    Where it is one to 64 bits, which matters to them alone, they are first.
 
     Args:
         profiles: of all cases.
@@ -96,7 +97,11 @@ def ordered(profiles: Sequence[Profile], mutant: Mutant, kills: Counter[str], mo
     chosen = able[:most]
     if mutant.kind == CAST_DROPPED:
         chosen += [profile for profile in able[most:] if profile.case.kind == killing.ADDRESSING]
-    return sorted(chosen, key=lambda profile: -kills[profile.case.name])
+    far_first = mutant.kind == CAST_DROPPED and "tl.int64" in mutant.before
+    return sorted(
+        chosen,
+        key=lambda profile: (-kills[profile.case.name], far_first and profile.case.kind != killing.ADDRESSING),
+    )
 
 
 def fate(mutant: Mutant, cases: Sequence[Profile]) -> Fate:
