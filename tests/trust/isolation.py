@@ -31,9 +31,10 @@ WHAT = (
 )
 CANNOT = (
     "What a GPU's own products do. What comes of a pass over tokens from 2e19 on, whose squares overflow float32, and "
-    "of weights' gradients where others overflow. On Triton weights hold NaN alone, and 16-bit passes NaN and infinity "
-    "in tokens and gradients. The same bits in a batch of any size are promised without gradients on a CPU, and "
-    "elsewhere by `set_batch_invariant`; without it a table says how often they were the same."
+    "of weights' gradients where others overflow. 16-bit passes along the height, and in float16 1e18 and 3e38, which "
+    "it cannot hold. On Triton weights hold NaN alone, along the width, and of 16-bit passes those in bfloat16 NaN and "
+    "infinity in tokens and the first gradient. The same bits in a batch of any size are promised without gradients on "
+    "a CPU, and elsewhere by `set_batch_invariant`; without it a table says how often they were the same."
 )
 
 VALUES = {"NaN": float("nan"), "infinity": float("inf"), "-infinity": -float("inf"), "1e18": 1e18}
