@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from compare import pair, relative_error, spectrograms
 from torch import Tensor
 from torch._dynamo.backends.debugging import aot_eager
 
+import septr_fast
 from septr_fast import SepTr
 from septr_fast.torch_operators import _axis_pass, _class_only_pass, _low_rank_pass
 
@@ -132,3 +135,16 @@ def test_what_a_compiled_block_is_given_stays_as_it_is() -> None:
     assert torch.equal(x, given)
     assert all(relative_error(a, b) < 1e-14 for a, b in zip(found, wanted, strict=True))
     assert watched.graphs == [Counter({"torch_axis_pass": 2})]
+
+
+UNKNOWN = {"starmap", "is_exporting", "is_autocast_available"}
+"""What the compiler of PyTorch 2.11, the oldest that is served, cannot trace or takes for something else."""
+
+
+def test_the_oldest_pytorch_can_compile_the_package() -> None:
+    files = sorted(Path(septr_fast.__file__).parent.glob("*.py"))
+    assert "torch_backend.py" in {file.name for file in files}
+    for file in files:
+        tree = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        names = {getattr(node, "attr", getattr(node, "id", None)) for node in tree}
+        assert not names & UNKNOWN, file.name
