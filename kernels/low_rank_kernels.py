@@ -58,7 +58,8 @@ def class_key_weights(
     weights = r_q * table + bias
     for c in range(C):
         u_q = load_vector(channel_ptr(u_ptr, c, stride_c), offs_q, stride_token, mask_q)
-        weights += u_q * tl.load(channel_ptr(slope_ptr, c, stride_slope))
+        weights += u_q * tl.load(slope_ptr)
+        slope_ptr += stride_slope
     return weights
 
 
@@ -86,8 +87,8 @@ def score_terms(
         u_q = load_vector(channel_ptr(u_ptr, c, u_strides[2]), offs_q, u_strides[1], mask_q)
         u_k = load_vector(channel_ptr(u_ptr + u_strides[1], c, u_strides[2]), offs_k, u_strides[1], mask_k)
         query = load_vector(channel_ptr(query_ptr, c, query_strides[3]), offs_q, query_strides[1], mask_q)
-        slope_row = channel_ptr(slope_ptr + slope_strides[2], c, slope_strides[0])
-        slope = load_vector(slope_row, offs_k, slope_strides[2], mask_k)
+        slope = load_vector(slope_ptr + slope_strides[2], offs_k, slope_strides[2], mask_k)
+        slope_ptr += slope_strides[0]
         weights += u_q[:, None] * slope[None, :]
         contents += query[:, None] * u_k[None, :]
     return contents, weights
