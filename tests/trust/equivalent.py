@@ -4,6 +4,7 @@ _OUTSIDE = "Scores of keys behind the last are replaced, and queries behind the 
 _NO_HEAD = "Queries and gradients of heads behind the last are zero: what is finite adds nothing to other heads' sums."
 _NO_WEIGHT = "It is multiplied with attention weights of zero, or with gradients of scores that are zero."
 _BEYOND_WIDTH = "Beyond the width queries and gradients are zero, and nothing is stored."
+_NEXT_HEAD = "Beyond a head's features the next head's weights are read in place of zeros, and meet keys that are zero."
 _SMALL = "The number is small, and bounds a loop and comparisons in any integer type."
 _TILE = "tl.load(tile_ptrs(table_ptr, offs_q, offs_k, table_strides[0], table_strides[2]), mask=mask"
 _TABLE = "tl.load(table_ptrs, mask=mask"
@@ -12,6 +13,7 @@ _BIAS = "tl.load(ptr + offs.to(tl.int64) * stride, mask=offs < SIZE"
 _VECTOR = "tl.load(ptr + offs.to(tl.int64) * stride, mask=mask"
 _CLASS = "tl.load(cls_ptrs, mask=offs_d < WIDTH"
 _DELTA = "tl.load(delta_ptr + (sample * rows + row) * heads + offs_h, mask=mask_h"
+_FUSED = "fused_attention.fused_attention_fwd_kernel"
 _FEATURE = "offs_c < DIM, head * DIM + offs_c"
 _LOW_RANK = "low_rank_kernels.low_rank_fwd_kernel"
 _LOW_RANK_BACKWARD = "low_rank_backward_kernels.low_rank_bwd_kernel"
@@ -74,11 +76,7 @@ EQUIVALENT: dict[str, str] = {
     ),
     _changed(_LOW_RANK_BACKWARD, _TILE): _NO_WEIGHT,
     _changed(_LOW_RANK_BACKWARD, _GRAD): _NO_WEIGHT,
-    "fused_attention.fused_attention_fwd_kernel: constant: 0.0 -> 1.0": (
-        "It stands for the bias beyond the features, where nothing is stored."
-    ),
-    f"fused_attention.fused_attention_fwd_kernel: branch of a choice dropped: tl.where({_FEATURE}, HEADS * DIM) -> "
-    "head * DIM + offs_c": (
-        "Beyond a head's features the next head's weights are read in place of zeros, and meet keys that are zero."
-    ),
+    f"{_FUSED}: constant: 0.0 -> 1.0": ("It stands for the bias beyond the features, where nothing is stored."),
+    f"{_FUSED}: bound: offs_c < DIM -> offs_c <= DIM": _NEXT_HEAD,
+    f"{_FUSED}: branch of a choice dropped: tl.where({_FEATURE}, HEADS * DIM) -> head * DIM + offs_c": _NEXT_HEAD,
 }

@@ -103,7 +103,7 @@ def cases(full: bool) -> Iterator[Case]:
         if moment.described.name in far_parts.KERNELS:
             yield Case(ADDRESSING, f"addressing: {moment.name}, parts", partial(_far_parts, moment))
     for file in ("test_submodules.py", "test_folding.py", "test_merged_training.py"):
-        yield Case("tests", file, partial(_tests, file))
+        yield Case(f"tests: {file}", file, partial(_tests, file))
 
 
 def _special() -> Iterator[tuple[str, str, Callable[[], object]]]:
