@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .low_rank_kernels import class_key_weights, load_vector, score_terms, tile_ptrs
+from .low_rank_kernels import channel_ptr, class_key_weights, load_vector, score_terms, tile_ptrs
 
 
 @triton.jit
@@ -131,8 +131,8 @@ def low_rank_bwd_class_key_kernel(
             grad = tl.load(grad_rows + offs_row[:, None] + offs_column[None, :], mask=mask, other=0.0).to(tl.float32)
             grad_probability = grad * r_k[None, :]
             for c in range(CHANNELS):
-                u_k = load_vector(u_row + u_strides[1] + c * u_strides[2], offs_k, u_strides[1], mask_k)
-                pixel_grad = load_vector(pixel_grads + c * grad_strides[1], offs_row, 1, mask_q)
+                u_k = load_vector(channel_ptr(u_row + u_strides[1], c, u_strides[2]), offs_k, u_strides[1], mask_k)
+                pixel_grad = load_vector(channel_ptr(pixel_grads, c, grad_strides[1]), offs_row, 1, mask_q)
                 grad_probability += pixel_grad[:, None] * u_k[None, :]
             delta += tl.sum(probability * grad_probability, 1)
         tl.store(delta_ptr + offs_statistics + offs_q, delta, mask=mask_q)
@@ -140,21 +140,21 @@ def low_rank_bwd_class_key_kernel(
         grad_weights = grad_scores * r_cls
         grad_table += grad_weights * r_q
         grad_bias += tl.sum(grad_weights, 0)
-        slot = ((key_blocks * heads + head) * sequences + sequence) * tokens
+        slot = ((key_blocks * heads + far_head) * sequences + sequence) * tokens
         query_parts = factor_parts_ptr + (slot + offs_q) * (1 + CHANNELS)
         tl.store(query_parts, grad_weights * cls_table, mask=mask_q)
-        slot = (((key_blocks + 1 + first + block) * heads + head) * sequences + sequence) * tokens
+        slot = (((key_blocks + 1 + first + block) * heads + far_head) * sequences + sequence) * tokens
         key_parts = factor_parts_ptr + slot * (1 + CHANNELS)
         tl.store(key_parts, tl.sum(cls_probability * cls_grad + grad_scores * cls_weights, 0))
         for c in range(CHANNELS):
-            u_q = load_vector(u_row + c * u_strides[2], offs_q, u_strides[1], mask_q)
+            u_q = load_vector(channel_ptr(u_row, c, u_strides[2]), offs_q, u_strides[1], mask_q)
             grad_slope += tl.where(offs_c == c, tl.sum(grad_weights * u_q, 0), 0.0)
             tl.store(query_parts + 1 + c, grad_weights * tl.load(slope_ptr + c * slope_strides[0]), mask=mask_q)
             tl.store(key_parts + 1 + c, 0.0)
     table_parts_ptr += ((part * tokens + offs_q).to(tl.int64) * heads + head) * tokens
     tl.store(table_parts_ptr, grad_table, mask=mask_q)
     slope_parts_ptr += ((first + block) * PARTS + part).to(tl.int64) * heads * tokens * (1 + CHANNELS)
-    slope_parts_ptr += head * tokens * (1 + CHANNELS)
+    slope_parts_ptr += far_head * tokens * (1 + CHANNELS)
     tl.store(slope_parts_ptr, grad_bias)
     tl.store(slope_parts_ptr + 1 + offs_c, grad_slope, mask=offs_c < CHANNELS)
 
@@ -259,27 +259,27 @@ def low_rank_bwd_kernel(
         grad = tl.load(grad_rows + offs_row[:, None] + offs_column[None, :], mask=mask, other=0.0).to(tl.float32)
         grad_probability = grad * r_k[None, :]
         for c in range(CHANNELS):
-            u_k = load_vector(u_row + u_strides[1] + c * u_strides[2], offs_k, u_strides[1], mask_k)
-            pixel_grad = load_vector(pixel_grads + c * grad_strides[1], offs_row, 1, mask_q)
+            u_k = load_vector(channel_ptr(u_row + u_strides[1], c, u_strides[2]), offs_k, u_strides[1], mask_k)
+            pixel_grad = load_vector(channel_ptr(pixel_grads, c, grad_strides[1]), offs_row, 1, mask_q)
             grad_probability += pixel_grad[:, None] * u_k[None, :]
         grad_scores = probability * (grad_probability - delta[:, None])
         grad_weights = grad_scores * r_k[None, :]
         grad_table += grad_weights * r_q[:, None]
         grad_bias += tl.sum(grad_weights, 0)
-        slot = ((key_block * heads + head) * sequences + sequence) * tokens
+        slot = ((key_block * heads + far_head) * sequences + sequence) * tokens
         query_parts = factor_parts_ptr + (slot + offs_q) * (1 + CHANNELS)
         tl.store(query_parts, tl.sum(grad_weights * table, 1), mask=mask_q)
-        slot = (((key_blocks + 1 + first + block) * heads + head) * sequences + sequence) * tokens
+        slot = (((key_blocks + 1 + first + block) * heads + far_head) * sequences + sequence) * tokens
         key_parts = factor_parts_ptr + (slot + 1 + offs_k) * (1 + CHANNELS)
         tl.store(key_parts, tl.sum(probability * grad + grad_scores * weights, 0), mask=mask_k)
         row = (key_block * sequences + sequence) * tokens + offs_q
         grad_query_ptrs = query_parts_ptr + (row * heads + head) * CHANNELS
         for c in range(CHANNELS):
-            u_q = load_vector(u_row + c * u_strides[2], offs_q, u_strides[1], mask_q)
-            u_k = load_vector(u_row + u_strides[1] + c * u_strides[2], offs_k, u_strides[1], mask_k)
-            query = load_vector(query_row + c * query_strides[3], offs_q, query_strides[1], mask_q)
+            u_q = load_vector(channel_ptr(u_row, c, u_strides[2]), offs_q, u_strides[1], mask_q)
+            u_k = load_vector(channel_ptr(u_row + u_strides[1], c, u_strides[2]), offs_k, u_strides[1], mask_k)
+            query = load_vector(channel_ptr(query_row, c, query_strides[3]), offs_q, query_strides[1], mask_q)
             slope = load_vector(slope_ptr + slope_strides[2] + c * slope_strides[0], offs_k, slope_strides[2], mask_k)
-            pixel_grad = load_vector(pixel_grads + c * grad_strides[1], offs_row, 1, mask_q)
+            pixel_grad = load_vector(channel_ptr(pixel_grads, c, grad_strides[1]), offs_row, 1, mask_q)
             share = tl.sum(grad_weights * u_q[:, None], 0)
             grad_slope += tl.where(offs_c[:, None] == c, share[None, :], 0.0)
             tl.store(query_parts + 1 + c, tl.sum(grad_weights * slope[None, :], 1), mask=mask_q)
@@ -289,7 +289,7 @@ def low_rank_bwd_kernel(
     offs_table = ((part * tokens + offs_q).to(tl.int64) * heads + head) * tokens
     tl.store(table_parts_ptr + offs_table[:, None] + 1 + offs_k[None, :], grad_table, mask=mask)
     slope_parts_ptr += ((first + block) * PARTS + part).to(tl.int64) * heads * tokens * (1 + CHANNELS)
-    slope_parts_ptr += (head * tokens + 1) * (1 + CHANNELS)
+    slope_parts_ptr += (far_head * tokens + 1) * (1 + CHANNELS)
     tl.store(slope_parts_ptr + offs_k * (1 + CHANNELS), grad_bias, mask=mask_k)
     slope_ptrs = slope_parts_ptr + 1 + offs_c[:, None] + (offs_k * (1 + CHANNELS))[None, :]
     tl.store(slope_ptrs, grad_slope, mask=(offs_c < CHANNELS)[:, None] & mask_k[None, :])

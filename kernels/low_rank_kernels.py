@@ -24,6 +24,8 @@ highest. With g the gradient of a row, of parts g_ij, g_i0, g_ic,
 
 Every part of a sum that leaves a program has a place of its own in a buffer that is summed up afterwards, so
 every run gives the same bits. Tables, statistics and sums are float32; rows are in the dtype of their buffer.
+The slopes F take their offset from channel to channel in 32 bits, since in 64 registers spill: their launcher gives
+them contiguous, with less than 2³¹ values.
 """
 
 from __future__ import annotations
@@ -39,6 +41,12 @@ def load_vector(ptr, offs, stride, mask):
 
 
 @triton.jit
+def channel_ptr(ptr, channel, stride):
+    """The pointer `channel` strides behind `ptr`; the channel is a loop's number, of 32 bits."""
+    return ptr + tl.cast(channel, tl.int64) * stride
+
+
+@triton.jit
 def tile_ptrs(ptr, offs_q, offs_k, stride_q, stride_k):
     """Pointers to a tile of queries and keys."""
     return ptr + (offs_q.to(tl.int64) * stride_q)[:, None] + (offs_k.to(tl.int64) * stride_k)[None, :]
@@ -51,7 +59,7 @@ def class_key_weights(
     """The w_i0 of queries `(BLOCK_Q,)`."""
     weights = r_q * table + bias
     for c in range(C):
-        u_q = load_vector(u_ptr + c * stride_c, offs_q, stride_token, mask_q)
+        u_q = load_vector(channel_ptr(u_ptr, c, stride_c), offs_q, stride_token, mask_q)
         weights += u_q * tl.load(slope_ptr + c * stride_slope)
     return weights
 
@@ -77,9 +85,9 @@ def score_terms(
     weights = r_q[:, None] * table + bias[None, :]
     contents = tl.zeros_like(weights)
     for c in range(C):
-        u_q = load_vector(u_ptr + c * u_strides[2], offs_q, u_strides[1], mask_q)
-        u_k = load_vector(u_ptr + u_strides[1] + c * u_strides[2], offs_k, u_strides[1], mask_k)
-        query = load_vector(query_ptr + c * query_strides[3], offs_q, query_strides[1], mask_q)
+        u_q = load_vector(channel_ptr(u_ptr, c, u_strides[2]), offs_q, u_strides[1], mask_q)
+        u_k = load_vector(channel_ptr(u_ptr + u_strides[1], c, u_strides[2]), offs_k, u_strides[1], mask_k)
+        query = load_vector(channel_ptr(query_ptr, c, query_strides[3]), offs_q, query_strides[1], mask_q)
         slope = load_vector(slope_ptr + slope_strides[2] + c * slope_strides[0], offs_k, slope_strides[2], mask_k)
         weights += u_q[:, None] * slope[None, :]
         contents += query[:, None] * u_k[None, :]
@@ -193,7 +201,7 @@ def low_rank_fwd_kernel(
             raised = tl.maximum(highest, tl.max(scores, 1))
             total = total * tl.exp(highest - raised) + tl.sum(tl.exp(scores - raised[:, None]), 1)
             highest = raised
-        rows_ptrs = rows_ptr + sequence * queries * columns + (offs_q - first) * columns
+        rows_ptrs = rows_ptr + sequence * queries * columns + (offs_q - first).to(tl.int64) * columns
         # (BLOCK_Q, BLOCK_C)
         from_pixels = tl.zeros((BLOCK_Q, BLOCK_C), tl.float32)
         for start in range(0, length, BLOCK_K):
@@ -228,7 +236,7 @@ def low_rank_fwd_kernel(
             coefficients = (probability * r_k[None, :]).to(rows_ptr.dtype.element_ty)
             tl.store(rows_ptrs[:, None] + offs_column[None, :], coefficients, mask=mask)
             for c in range(CHANNELS):
-                u_k = load_vector(u_row + u_strides[1] + c * u_strides[2], offs_k, u_strides[1], mask_k)
+                u_k = load_vector(channel_ptr(u_row + u_strides[1], c, u_strides[2]), offs_k, u_strides[1], mask_k)
                 share = tl.sum(probability * u_k[None, :], 1)
                 from_pixels += tl.where(offs_c[None, :] == c, share[:, None], 0.0)
         cls_coefficients = tl.exp(cls_scores - highest) / total * r_cls

@@ -27,8 +27,10 @@ def _interpreted(device: torch.device) -> None:
 def test_addressing() -> None:
     outcome = addressing.run(full=False, progress=silent)
     assert outcome.wrong == []
-    assert outcome.tried >= 60
-    assert len(outcome.figures["launches by kernel"]) >= 14
+    assert outcome.tried >= 200
+    tried = outcome.figures["launches by kernel"]
+    assert len(tried) >= 40
+    assert {f"{name}, parts" for name in far_parts.KERNELS} < set(tried)
 
 
 @triton.jit
@@ -73,10 +75,47 @@ def test_other_values_are_found() -> None:
     assert "other values in x_ptr, out_ptr" in str(addressing.fault(changed, expected, "out_ptr", 0))
 
 
-def test_narrow_offsets_of_parts_are_found() -> None:
-    dropped = "normalization.normalize_kernel: cast dropped: offs_m.to(tl.int64) -> offs_m"
-    mutant = next(mutant for mutant in planting.everything() if mutant.name == dropped)
-    (found,) = (one for one in addressing.moments(rows=1, heads=1) if one.name == "normalize")
-    assert far_parts.fault(found.described, found.tensors) is None
-    with planting.applied(mutant):
-        assert "int32 overflow in mul" in str(far_parts.fault(found.described, found.tensors))
+@pytest.fixture(scope="module")
+def moments() -> list[addressing.Moment]:
+    """The launches of the short form."""
+    torch.manual_seed(0)
+    return addressing.moments(rows=1, heads=1)
+
+
+NARROW_PARTS = [
+    ("normalization.normalize_kernel", "offs_m"),
+    ("mlp.mlp_bwd_kernel", "offs_m"),
+    ("attention_backward.axis_attention_bwd_query_kernel", "pid"),
+    ("class_attention_kernels.class_attention_fwd_kernel", "tl.program_id(0)"),
+    ("low_rank_kernels.low_rank_fwd_kernel", "(offs_q - first)"),
+    ("low_rank_kernels.low_rank_fwd_kernel", "(part * size + step)"),
+    ("low_rank_backward_kernels.low_rank_bwd_class_key_kernel", "(part * tokens + offs_q)"),
+    ("low_rank_backward_kernels.low_rank_bwd_class_key_kernel", "((first + block) * PARTS + part)"),
+    ("low_rank_backward_kernels.low_rank_bwd_kernel", "(part * tokens + offs_q)"),
+    ("low_rank_backward_kernels.low_rank_bwd_kernel", "((first + block) * PARTS + part)"),
+]
+
+
+@pytest.mark.parametrize(("function", "offset"), NARROW_PARTS, ids=[" ".join(fault) for fault in NARROW_PARTS])
+def test_narrow_offsets_of_parts_are_found(function: str, offset: str, moments: list[addressing.Moment]) -> None:
+    dropped = f"{function}: cast dropped: {offset}.to(tl.int64) -> "
+    (mutant,) = (mutant for mutant in planting.everything() if mutant.name.startswith(dropped))
+    launches = [one for one in moments if one.described.kernel.__name__ == mutant.function]
+    assert launches
+    for one in launches:
+        assert far_parts.fault(one.described, one.tensors) is None
+        with planting.applied(mutant):
+            assert "int32 overflow in mul" in str(far_parts.fault(one.described, one.tensors)), one.name
+
+
+def test_every_packed_buffer_is_stretched(moments: list[addressing.Moment]) -> None:
+    """Of what no stride can spread only the numbers of valid tokens, one for each sample, are left."""
+    left = set()
+    for one in moments:
+        arguments = {**one.described.arguments, **one.described.config.tiles}
+        packed = {name for name in one.tensors if f"{name.removesuffix('_ptr')}_strides" not in arguments}
+        for stretch in far_parts.KERNELS.get(one.described.name, ()):
+            buffers = stretch(arguments).buffers
+            packed -= {name for name, parts in buffers.items() if parts.use != "aside"}
+        left |= packed - ({"grad_cls_v_ptr"} if arguments.get("SHARED") else set())
+    assert left == {"valid_ptr"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,15 +25,19 @@ from trust.outcome import Outcome, Progress
 NAME = "addressing"
 WHAT = (
     "Launches of every kernel, forward and backward, repeated with one tensor's one dimension spread out so that its "
-    "places are more than 2³¹ elements apart: the same bits, every access at an element, no 32-bit overflow. Packed "
-    "buffers of more than 2³¹ elements, of which the last program writes its part."
+    "places are more than 2³¹ elements apart: the same bits, every access at an element, no 32-bit overflow. Every "
+    "packed buffer of theirs with more than 2³¹ elements, where the last program of the first sequence or block of "
+    "tokens and that of the last leave the same."
 )
 CANNOT = (
-    "Packed tensors that no stride can spread, where they take more memory than a buffer whose parts belong to single "
-    "programs."
+    "Two tensors or dimensions spread out at once; packed buffers that are large by their heads, features or, but for "
+    "the coefficients of the low-rank pass, the length of a sequence; the slopes of that pass from channel to "
+    "channel, which are made contiguous; so many samples that the numbers of their valid tokens lie 2³¹ apart."
 )
 
 CPU = torch.device("cpu")
+CLOSE = frozenset({("slope_ptr", 0)})
+"""Dimensions of tensors that their launcher makes contiguous."""
 ROOM = 1 << 14
 """Elements behind the far places."""
 
@@ -65,7 +69,7 @@ def run(full: bool, progress: Progress) -> Outcome:
             found = fault(moment, expected, pointer, dimension)
             wrong += [] if found is None else [f"{name}, {pointer} spread out in dimension {dimension}: {found}"]
             progress(1)
-        if name in far_parts.KERNELS:
+        if moment.described.name in far_parts.KERNELS:
             tried[f"{name}, parts"] += 1
             found = far_parts.fault(moment.described, moment.tensors)
             wrong += [] if found is None else [f"{name}: {found}"]
@@ -78,23 +82,27 @@ def moments(rows: int, heads: int) -> list[Moment]:
     """One launch of every name, out of small passes of every kind.
 
     Three places in a dimension have a stride that fits 32 bits, and products that do not; of one there is nothing to
-    spread.
+    spread. Gradients of the results are not contiguous, so that the MLP's backward pass copies that of the grid. With
+    two heads a part of the smallest packed buffer is large enough that the number of parts stays far below 2³¹.
     """
     sizes: dict[str, Any] = {"shape": (3, rows, 3), "heads": heads, "dim_head": 4, "dim": 8, "mlp_dim": 8}
+    several: dict[str, Any] = {"heads": max(2, heads)}
+    low_rank: dict[str, Any] = {**several, "channels": 3}
     padded = Lengths("width", torch.tensor([3, 2, 3]))
     kinds: list[tuple[str, Any, dict[str, Any], Lengths | None, bool]] = [
         ("", Merged, {}, None, True),
         ("", Merged, {}, None, False),
         ("", Direct, {}, padded, False),
-        ("", LowRank, {"channels": 2}, None, False),
-        (", one sequence", LowRank, {"channels": 2, "shape": (1, 1, 3)}, None, False),
-        ("", Direct, {"class_only": True}, padded, False),
+        ("", LowRank, low_rank, None, False),
+        (", one sequence", LowRank, {**low_rank, "shape": (1, 1, 3)}, None, False),
+        ("", Direct, {**several, "class_only": True}, padded, False),
     ]
     found: dict[str, Moment] = {}
     for of, kind, changes, lengths, fused in kinds:
         torch.manual_seed(0)
         whole = pass_cases.draw(kind, "width", CPU, **{**sizes, **changes})
-        gradients, case = whole.output_gradients(), replace(whole, lengths=lengths)
+        case = replace(whole, lengths=lengths)
+        gradients = {name: x.repeat_interleave(2, -1)[..., ::2] for name, x in whole.output_gradients().items()}
         form = {"attention_form": launch.Config({"FUSED": int(fused)})}
         with launch.override({**pass_cases.TILES, **form}), remembered(found, of):
             pass_cases.step(case, "triton", gradients)
@@ -107,8 +115,7 @@ def remembered(found: dict[str, Moment], of: str) -> Iterator[None]:
     run_kernel = launch.run
 
     def remembering(described: launch.Launch, device: torch.device) -> None:
-        form = {True: "", False: ", values apart"}[described.arguments.get("SHARED", True)]
-        name = described.name + form + of
+        name = described.name + _form(described.arguments) + of
         if name not in found:
             tensors = {argument: x for argument, x in described.arguments.items() if isinstance(x, Tensor)}
             found[name] = Moment(name, described, {argument: _copied(x) for argument, x in tensors.items()})
@@ -116,6 +123,12 @@ def remembered(found: dict[str, Moment], of: str) -> Iterator[None]:
 
     with mock.patch.object(launch, "run", remembering):
         yield
+
+
+def _form(arguments: Mapping[str, Any]) -> str:
+    """What a launch does beside others of its name."""
+    apart = "" if arguments.get("SHARED", True) else ", values apart"
+    return apart + ("" if arguments.get("rounded_ptr") is None else ", gradient copied")
 
 
 def _copied(x: Tensor) -> Tensor:
@@ -127,13 +140,14 @@ def _copied(x: Tensor) -> Tensor:
 def places(moment: Moment, *, every: bool) -> Iterator[tuple[str, int]]:
     """Tensors whose strides the kernel is told, and their dimensions of more than one place, or one of them in turn.
 
-    A dimension that is expanded, whose places are one, is among them: spread out, each holds the same values.
+    A dimension that is expanded, whose places are one, is among them: spread out, each holds the same values. One of
+    `CLOSE` is not.
     """
     for number, (pointer, tensor) in enumerate(moment.tensors.items()):
         strides = moment.described.arguments.get(f"{pointer.removesuffix('_ptr')}_strides")
         if strides is None or tuple(strides) != tensor.stride():
             continue
-        wide = [dimension for dimension, size in enumerate(tensor.shape) if size > 1]
+        wide = [at for at, size in enumerate(tensor.shape) if size > 1 and (pointer, at) not in CLOSE]
         chosen = wide if every or not wide else [wide[number % len(wide)]]
         yield from ((pointer, dimension) for dimension in chosen)
 
