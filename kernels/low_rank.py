@@ -140,9 +140,12 @@ def coefficients(factors: TokenFactors, tables: ScoreTables, dtype: torch.dtype)
 
 
 def score_arguments(factors: TokenFactors, tables: ScoreTables) -> dict[str, Any]:
-    """The kernels' arguments for the scores; the table of the grid's keys is copied, for aligned rows."""
+    """The kernels' arguments for the scores; the table of the grid's keys is copied, for aligned rows.
+
+    Slopes are contiguous: their kernels multiply channels by strides in 32 bits.
+    """
     cls_table, table = tables.position_position[..., 0], tables.position_position[..., 1:].contiguous()
-    slope = tables.pixel_position.unflatten(1, (tables.heads, -1))
+    slope = tables.pixel_position.contiguous().unflatten(1, (tables.heads, -1))
     bias = tables.position_bias.unflatten(0, (tables.heads, -1))
     return {
         "r_ptr": factors.r,

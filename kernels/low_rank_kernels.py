@@ -24,6 +24,8 @@ highest. With g the gradient of a row, of parts g_ij, g_i0, g_ic,
 
 Every part of a sum that leaves a program has a place of its own in a buffer that is summed up afterwards, so
 every run gives the same bits. Tables, statistics and sums are float32; rows are in the dtype of their buffer.
+The slopes F take their offset from channel to channel in 32 bits, since in 64 registers spill: their launcher gives
+them contiguous, with less than 2³¹ values.
 """
 
 from __future__ import annotations
@@ -58,8 +60,7 @@ def class_key_weights(
     weights = r_q * table + bias
     for c in range(C):
         u_q = load_vector(channel_ptr(u_ptr, c, stride_c), offs_q, stride_token, mask_q)
-        weights += u_q * tl.load(slope_ptr)
-        slope_ptr += stride_slope
+        weights += u_q * tl.load(slope_ptr + c * stride_slope)
     return weights
 
 
@@ -87,8 +88,7 @@ def score_terms(
         u_q = load_vector(channel_ptr(u_ptr, c, u_strides[2]), offs_q, u_strides[1], mask_q)
         u_k = load_vector(channel_ptr(u_ptr + u_strides[1], c, u_strides[2]), offs_k, u_strides[1], mask_k)
         query = load_vector(channel_ptr(query_ptr, c, query_strides[3]), offs_q, query_strides[1], mask_q)
-        slope = load_vector(slope_ptr + slope_strides[2], offs_k, slope_strides[2], mask_k)
-        slope_ptr += slope_strides[0]
+        slope = load_vector(slope_ptr + slope_strides[2] + c * slope_strides[0], offs_k, slope_strides[2], mask_k)
         weights += u_q[:, None] * slope[None, :]
         contents += query[:, None] * u_k[None, :]
     return contents, weights

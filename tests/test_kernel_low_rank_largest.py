@@ -11,7 +11,7 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from septr_fast.kernels import launch
-from septr_fast.kernels.low_rank import ScoreTables, coefficients, token_factors
+from septr_fast.kernels.low_rank import ScoreTables, coefficients, score_arguments, token_factors
 from septr_fast.kernels.low_rank_backward import coefficients_backward
 from trust import far_parts
 
@@ -31,8 +31,8 @@ def _interpreted(device: torch.device) -> None:
 
 
 @pytest.fixture(scope="module")
-def launches() -> dict[str, launch.Launch]:
-    """The launches for the grid tokens of one sequence, by name; tensors without data."""
+def tables() -> ScoreTables:
+    """Tables without data."""
     shapes = {
         "gram": (1, 1),
         "cross": (TOKENS, 1),
@@ -44,7 +44,12 @@ def launches() -> dict[str, launch.Launch]:
         "position_position": (TOKENS, HEADS, TOKENS),
         "position_bias": (HEADS * TOKENS,),
     }
-    tables = ScoreTables(**{name: torch.empty(shape, device=META) for name, shape in shapes.items()})
+    return ScoreTables(**{name: torch.empty(shape, device=META) for name, shape in shapes.items()})
+
+
+@pytest.fixture(scope="module")
+def launches(tables: ScoreTables) -> dict[str, launch.Launch]:
+    """The launches for the grid tokens of one sequence, by name; tensors without data."""
     factors = token_factors(torch.empty(1, 1, LENGTH, 1, device=META), tables)
     with launch.record(launch.UNKNOWN) as recorded:
         body, front, statistics = coefficients(factors, tables, torch.float32)
@@ -98,3 +103,12 @@ def test_gradients_of_the_grid_keys(launches: dict[str, launch.Launch]) -> None:
     found = run_last(launches["low_rank_bwd"], total_ptr=TOKENS, delta_ptr=1)
     of_table = found["table_parts_ptr"][0, -1, -1]
     torch.testing.assert_close(of_table[-1], torch.tensor(PROBABILITY))
+
+
+def test_slopes_of_channels_far_apart_are_copied(tables: ScoreTables) -> None:
+    far = torch.empty_strided((3, HEADS * TOKENS), (2**30, 1), device=META)
+    pixels, cross, circuits = (torch.empty(*shape, device=META) for shape in ((1, 1, LENGTH, 3), (TOKENS, 3), (3, 3)))
+    of_pixels = {"pixel_pixel": far[:, : 3 * HEADS], "pixel_bias": far[0, : 3 * HEADS], "pixel_position": far}
+    position_pixel = torch.empty(TOKENS, HEADS, 3, device=META)
+    wide = replace(tables, gram=circuits, cross=cross, position_pixel=position_pixel, **of_pixels)
+    assert score_arguments(token_factors(pixels, wide), wide)["slope_strides"] == (HEADS * TOKENS, TOKENS, 1)

@@ -32,11 +32,13 @@ WHAT = (
 )
 CANNOT = (
     "Two tensors or dimensions spread out at once; packed buffers that are large by their heads, features or, but for "
-    "the coefficients of the low-rank pass, the length of a sequence; so many samples that the numbers of "
-    "their valid tokens lie 2³¹ apart."
+    "the coefficients of the low-rank pass, the length of a sequence; the slopes of that pass from channel to "
+    "channel, which are made contiguous; so many samples that the numbers of their valid tokens lie 2³¹ apart."
 )
 
 CPU = torch.device("cpu")
+CLOSE = frozenset({("slope_ptr", 0)})
+"""Dimensions of tensors that their launcher makes contiguous."""
 ROOM = 1 << 14
 """Elements behind the far places."""
 
@@ -150,13 +152,14 @@ def _copied(x: Tensor) -> Tensor:
 def places(moment: Moment, *, every: bool) -> Iterator[tuple[str, int]]:
     """Tensors whose strides the kernel is told, and their dimensions of more than one place, or one of them in turn.
 
-    A dimension that is expanded, whose places are one, is among them: spread out, each holds the same values.
+    A dimension that is expanded, whose places are one, is among them: spread out, each holds the same values. One of
+    `CLOSE` is not.
     """
     for number, (pointer, tensor) in enumerate(moment.tensors.items()):
         strides = moment.described.arguments.get(f"{pointer.removesuffix('_ptr')}_strides")
         if strides is None or tuple(strides) != tensor.stride():
             continue
-        wide = [dimension for dimension, size in enumerate(tensor.shape) if size > 1]
+        wide = [at for at, size in enumerate(tensor.shape) if size > 1 and (pointer, at) not in CLOSE]
         chosen = wide if every or not wide else [wide[number % len(wide)]]
         yield from ((pointer, dimension) for dimension in chosen)
 
