@@ -146,12 +146,10 @@ def low_rank_bwd_class_key_kernel(
         slot = (((key_blocks + 1 + first + block) * heads + far_head) * sequences + sequence) * tokens
         key_parts = factor_parts_ptr + slot * (1 + CHANNELS)
         tl.store(key_parts, tl.sum(cls_probability * cls_grad + grad_scores * cls_weights, 0))
-        slope_channel = slope_ptr
         for c in range(CHANNELS):
             u_q = load_vector(channel_ptr(u_row, c, u_strides[2]), offs_q, u_strides[1], mask_q)
             grad_slope += tl.where(offs_c == c, tl.sum(grad_weights * u_q, 0), 0.0)
-            tl.store(query_parts + 1 + c, grad_weights * tl.load(slope_channel), mask=mask_q)
-            slope_channel += slope_strides[0]
+            tl.store(query_parts + 1 + c, grad_weights * tl.load(slope_ptr + c * slope_strides[0]), mask=mask_q)
             tl.store(key_parts + 1 + c, 0.0)
     table_parts_ptr += ((part * tokens + offs_q).to(tl.int64) * heads + head) * tokens
     tl.store(table_parts_ptr, grad_table, mask=mask_q)
