@@ -20,6 +20,7 @@ from tolerance import (
     errors_and_limits,
     kept_comparisons,
     share_of_allowed,
+    sizes_of_few,
     with_few_joined,
 )
 from torch import Tensor
@@ -125,13 +126,18 @@ def _summed_error(x: Tensor, oracle: Tensor) -> float:
 def worst(draws: Sequence[Triple], measure: Measure) -> tuple[float, str]:
     """How many times its error the worst result has what is allowed, both added up over `draws`, and its name.
 
+    Few values are those of all draws together, and are brought to a common size by the largest in any: a gradient that
+    all but vanishes in one draw counts for little.
+
     Raises:
         FaultError: where names, shapes or dtypes are not those of plain PyTorch.
     """
-    sums: dict[tuple[str, str], tuple[float, float]] = {}
     for triple in draws:
         _check_alike(*triple)
-        grouped = with_few_joined(*triple)
+    sums: dict[tuple[str, str], tuple[float, float]] = {}
+    sizes = sizes_of_few(joined(draws)[2])
+    for triple in draws:
+        grouped = with_few_joined(*triple, sizes)
         for name in grouped[2]:
             for kind, (error, limit) in measure(*(group[name] for group in grouped)).items():
                 errors, limits = sums.get((name, kind), (0.0, 0.0))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from judging import FIRST_SEED, FaultError, by_norm, by_rule, judge, judge_test
+from judging import FIRST_SEED, FaultError, by_norm, by_rule, judge, judge_test, worst
 from tolerance import ShortfallError, assert_as_good
 
 
@@ -49,6 +49,20 @@ def test_one_hard_draw_is_a_matter_of_chance() -> None:
     assert judge(of_one_hard_draw(2.5), 3)
     with pytest.raises(FaultError):
         judge(of_one_hard_draw(6.0), 3)
+
+
+def test_a_result_that_vanishes_in_one_draw_counts_for_little() -> None:
+    """Brought to a common size by itself, its errors would be a thousand times as large as the other draws'."""
+
+    def draw(seed: int) -> Any:
+        vanishes = seed == 4
+        results, plain, oracle = draws(4.0 if vanishes else 1.0, 20)(seed)
+        exact = {"x": oracle["x"] * 1e-3 if vanishes else oracle["x"]}
+        return *({"x": (exact["x"] + x["x"] - oracle["x"]).float()} for x in (results, plain)), exact
+
+    kept = [draw(seed) for seed in range(8)]
+    assert worst([kept[4]], by_rule)[0] > 1.5
+    assert worst(kept, by_rule)[0] < 1
 
 
 def compare(factor: float, count: int = 20) -> None:

@@ -19,6 +19,7 @@ CHECKS = {
     "passes on Triton": check_triton_pass,
     "models on Triton": check_model,
     "passes on PyTorch": check_torch_pass,
+    "merged training passes in chunks": check_torch_pass,
     "models on PyTorch": check_model,
 }
 TRIED = {"operators on Triton": 12, "passes on Triton": 5, "models on Triton": 2}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -119,21 +119,35 @@ def assert_all_as_good(results: Results, plain: Results, oracle: Results) -> Non
     assert_as_good(*with_few_joined(results, plain, oracle))
 
 
-def with_few_joined(results: Results, plain: Results, oracle: Results) -> Triple:
+def sizes_of_few(oracle: Results) -> dict[str, float]:
+    """Of each tensor of fewer than `FEW` values, not all zero, the power of two below its largest."""
+    largest = {name: x.abs().max().item() for name, x in oracle.items() if 0 < x.numel() < FEW}
+    return {name: 2.0 ** math.floor(math.log2(value)) for name, value in largest.items() if value}
+
+
+def with_few_joined(
+    results: Results, plain: Results, oracle: Results, sizes: Mapping[str, float] | None = None
+) -> Triple:
     """The three, with tensors of few values joined to one for each dtype.
 
     A bias of two dozen values has two dozen errors, whose mean is as much a matter of chance as of the
     kernel. So what has fewer than `FEW` values is brought to a common size by a power of two, which rounds
     nothing, and compared together.
+
+    Args:
+        results: in question.
+        plain: plain PyTorch's.
+        oracle: in float64.
+        sizes: what to join, each with what to divide it by; by default what `sizes_of_few` says of `oracle`.
     """
+    sizes = sizes_of_few(oracle) if sizes is None else sizes
     few: tuple[dict[str, list[Tensor]], ...] = ({}, {}, {})
     many: tuple[dict[str, Tensor], ...] = ({}, {}, {})
-    for name, wanted in oracle.items():
-        largest = wanted.abs().max().item() if 0 < wanted.numel() < FEW else 0.0
+    for name in oracle:
         for index, values in enumerate((results, plain, oracle)):
-            if largest:
+            if name in sizes:
                 joined = few[index].setdefault(f"few values in {results[name].dtype}", [])
-                joined.append(values[name].flatten() / 2.0 ** math.floor(math.log2(largest)))
+                joined.append(values[name].flatten() / sizes[name])
             else:
                 many[index][name] = values[name]
     together = ({name: torch.cat(parts) for name, parts in group.items()} for group in few)
