@@ -71,8 +71,8 @@ EQUIVALENT: dict[str, str] = {
     _changed(_CLASS_KEY, _TABLE): "Where nothing is loaded the scores, all that it goes into, are replaced.",
     _dropped(_CLASS_KEY, _TABLE): "Where nothing is loaded the scores, all that it goes into, are replaced.",
     _changed(_CLASS_KEY, _GRAD): _NO_WEIGHT,
-    f"{_CLASS_KEY}: bound: offs_c < CHANNELS -> offs_c <= CHANNELS": (
-        "What it writes besides is the place of the next key's bias, which the kernel that runs after it writes."
+    f"{_CLASS_KEY}: constant: 0.0 -> 1.0 (4)": (
+        "It is part of the gradient of the class token's u, which is multiplied with its pixel, zero, and goes nowhere."
     ),
     _changed(_LOW_RANK_BACKWARD, _TILE): _NO_WEIGHT,
     _changed(_LOW_RANK_BACKWARD, _GRAD): _NO_WEIGHT,

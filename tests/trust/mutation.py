@@ -28,7 +28,10 @@ WHAT = (
     "of all kinds alike, but of masks, casts, bounds and precision four times as many. Each is run through cases of "
     "fuzzing, memory and addressing until one finds it."
 )
-CANNOT = "Faults of several places at once, of launchers and tables, and whether a listed survivor's reason is true."
+CANNOT = (
+    "Faults of several places at once, of launchers and tables, and whether a listed survivor's reason is true. "
+    "A cast is not dropped where a store or arithmetic with float32 makes up for it."
+)
 
 LONG, SHORT = 324, 5
 SHARE, SHORT_SHARE = 0.95, 0.75
