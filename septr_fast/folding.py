@@ -170,9 +170,14 @@ Tables = TypeVar("Tables", Direct, Merged, LowRank, Mlp)
 
 def cast(tables: Tables, dtype: torch.dtype) -> Tables:
     """`tables` with every tensor in `dtype`; differentiable."""
-    values = {field.name: getattr(tables, field.name) for field in fields(tables)}
-    changed: dict[str, Any] = {name: v.to(dtype) for name, v in values.items() if isinstance(v, Tensor)}
+    changed: dict[str, Any] = {name: x.to(dtype) for name, x in tensors(tables).items()}
     return replace(tables, **changed)
+
+
+def tensors(tables: Direct | Merged | LowRank | Mlp) -> dict[str, Tensor]:
+    """The tensors of `tables` by name."""
+    values = {field.name: getattr(tables, field.name) for field in fields(tables)}
+    return {name: x for name, x in values.items() if isinstance(x, Tensor)}
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:

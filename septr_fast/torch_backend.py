@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from septr_fast import freed_memory, merged_training
+from septr_fast.chunk_gradients import reader
 from septr_fast.folding import NO_DROPOUT, Direct, Dropout, LowRank, Merged, Mlp
 from septr_fast.lengths import Lengths, keys, mean_over_rows, within
 from septr_fast.linear import linear
@@ -67,13 +68,14 @@ def _axis_pass(
     rows = _rows(grid, axis)
     tokens, dim = rows.shape[2] + 1, rows.shape[3]
     widest = attention.query_weight if isinstance(attention, Merged) else attention.qkv_weight
+    positions, weights, mlp_weights = reader(pos_embedding), reader(attention), reader(mlp)
 
     def transform(body: Tensor, cls_token: Tensor, valid: Tensor | None = None) -> Tensor:
         front = cls_token[:, None, None].expand(-1, body.shape[1], 1, dim)
-        x = torch.cat([front, body], dim=2) + pos_embedding
+        x = torch.cat([front, body], dim=2) + positions()
         padding = _padding(valid, *x.shape[1:3])
-        y = sublayer(lambda x: x + F.dropout(_attention(x, attention, padding), dropout.attention), x.flatten(0, 1))
-        return sublayer(lambda y: y + mlp_branch(y, mlp, dropout), y).view_as(x)
+        y = sublayer(lambda x: x + F.dropout(_attention(x, weights(), padding), dropout.attention), x.flatten(0, 1))
+        return sublayer(lambda y: y + mlp_branch(y, mlp_weights(), dropout), y).view_as(x)
 
     valid = keys(lengths, axis)
     chunks = _chunks(rows, tokens * widest.shape[0] * widest.element_size(), cls_token, *_given(valid))
@@ -96,6 +98,7 @@ def low_rank_pass(
     rows = _rows(pixels, axis)
     tokens, dim = attention.token_bias.shape
     residual_dtype = pixels.dtype if dtype is None else dtype
+    mlp_weights = reader(mlp)
 
     def attention_sublayer(s: Tensor, padding: Tensor | None) -> Tensor:
         token = linear(s.to(attention.square.dtype), attention.token_weight) + attention.token_bias
@@ -105,7 +108,7 @@ def low_rank_pass(
     def transform(body: Tensor, valid: Tensor | None = None) -> Tensor:
         s = F.pad(body, (0, 0, 1, 0))
         y = sublayer(partial(attention_sublayer, padding=_padding(valid, *s.shape[1:3])), s.flatten(0, 1))
-        y = sublayer(lambda y: y + mlp_branch(y, mlp, dropout), y)
+        y = sublayer(lambda y: y + mlp_branch(y, mlp_weights(), dropout), y)
         return y.view(*s.shape[:3], dim)
 
     chunks = _chunks(rows, 4 * tokens * attention.heads * tokens, *_given(keys(lengths, axis)))
@@ -128,11 +131,12 @@ def class_only_pass(
     sublayer = partial(_sublayer, recompute=recompute, draws=dropout != NO_DROPOUT)
     rows = _rows(grid, axis)
     cls_token = cls_token + pos_embedding[0]
+    positions, weights, mlp_weights = reader(pos_embedding[1:]), reader(attention), reader(mlp)
 
     def transform(body: Tensor, cls_token: Tensor, valid: Tensor | None = None) -> Tensor:
-        y = class_only_attention(body + pos_embedding[1:], cls_token, attention, valid)
+        y = class_only_attention(body + positions(), cls_token, weights(), valid)
         y = cls_token.unsqueeze(1) + F.dropout(y, dropout.attention)
-        return y + mlp_branch(y, mlp, dropout)
+        return y + mlp_branch(y, mlp_weights(), dropout)
 
     chunks = _chunks(rows, rows.shape[2] * rows.shape[3] * grid.element_size(), cls_token, *_given(keys(lengths, axis)))
     parts = [sublayer(transform, *chunk) for chunk in chunks]
@@ -298,8 +302,9 @@ def _chunks(rows: Tensor, bytes_per_row: int, *per_sample: Tensor) -> Iterator[t
         return
     samples, count = _chunk_size(rows, bytes_per_row)
     for part, *others in zip(*(tensor.split(samples) for tensor in (rows, *per_sample)), strict=True):
+        readers = [reader(other) for other in others]
         for chunk in part.split(count, dim=1):
-            yield chunk, *others
+            yield chunk, *(read() for read in readers)
 
 
 def _chunk_size(rows: Tensor, bytes_per_row: int) -> tuple[int, int]:

@@ -32,9 +32,8 @@ WHAT = (
 )
 CANNOT = (
     "Faults that show in larger shapes alone, or on values that a normal distribution seldom draws, or that are as "
-    "small as rounding: passes and models on PyTorch may err twice as much as the reference, by the norm of all "
-    "errors, and one rounding of every value besides; all else is held to the rule of the part on accuracy, in float64 "
-    "to 1e-9."
+    "small as rounding: models on PyTorch may err twice as much as the reference, by the norm of all errors, and one "
+    "rounding of every value besides; all else is held to the rule of the part on accuracy, in float64 to 1e-9."
 )
 
 BLOCK = 100

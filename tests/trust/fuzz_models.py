@@ -43,12 +43,11 @@ class Operands(nn.Module):
 def check_torch_pass(case: PassCase) -> bool:
     """Judge a pass in plain PyTorch against the reference; whether more draws than one were needed."""
     with chunks(case.chunk):
-        return judge(lambda seed: _torch_pass(case, seed), case.seed, _measure(case.dtypes[0]))
+        return judge(lambda seed: _torch_pass(case, seed), case.seed, _measure(case.dtypes[0], by_rule))
 
 
-def _measure(dtype: str) -> Measure:
-    """What plain PyTorch is held to: its formulations and its chunks round elsewhere than the reference does."""
-    return in_float64 if dtype == "float64" else by_norm
+def _measure(dtype: str, otherwise: Measure) -> Measure:
+    return in_float64 if dtype == "float64" else otherwise
 
 
 def _torch_pass(case: PassCase, seed: int) -> Triple:
@@ -121,7 +120,7 @@ def check_model(case: ModelCase) -> bool:
 
     On PyTorch by the norm of all errors: a rounding in an early transformer reaches all values of a later one.
     """
-    measure = by_rule if case.backend == "triton" else _measure(case.dtypes[0])
+    measure = by_rule if case.backend == "triton" else _measure(case.dtypes[0], by_norm)
     with launch.override(TILES), chunks(case.chunk):
         return judge(lambda seed: _model(case, seed), case.seed, measure)
 
