@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from benchmarks import readme
 from septr_fast.report.charts import DIGEST
-from septr_fast.report.results import OURS, Kernel, NotRun, Result, Run
+from septr_fast.report.results import OURS, Kernel, NotRun, Result, Run, store
+
+PICTURE = re.compile(r"!\[[^]]+\]\(([^)]+)\)")
+STORED = readme.RESULTS / "cpu.json"
+OLD = {"machine": {"processor": "Imaginary"}, "results": []}
+"""What a file of an earlier format held."""
 
 FORWARD = "forward, default 128x128, batch 1, float32"
 TRAINING = "training step, default 64x64, batch 2, float32"
@@ -153,3 +161,32 @@ def drawn_from(path: Path) -> str:
     """The hash of the data that the chart in a PNG file shows; empty where it has none."""
     with Image.open(path) as image:
         return str(image.info.get(DIGEST, ""))
+
+
+def rows(table: str) -> list[dict[str, str]]:
+    """A Markdown table as one dict for each row."""
+    lines = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in table.splitlines()]
+    assert set("".join(lines[1])) == {"-"}
+    return [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
+
+
+def row(table: str, **wanted: str) -> dict[str, str]:
+    """The only row with the cells `wanted`."""
+    (found,) = [one for one in rows(table) if all(one[name] == cell for name, cell in wanted.items())]
+    return found
+
+
+def is_png(path: Path) -> bool:
+    content = path.read_bytes()
+    return content.startswith(b"\x89PNG\r\n\x1a\n") and content.endswith(b"IEND\xaeB`\x82")
+
+
+def write(folder: Path, name: str, content: object) -> Path:
+    """`content`, a run or what JSON can hold, as a file."""
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(content, Run):
+        store(content, path)
+    else:
+        path.write_text(json.dumps(content), encoding="utf-8")
+    return path

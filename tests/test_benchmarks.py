@@ -1,15 +1,11 @@
-"""The benchmarks: a smoke run as users start it, what is refused, what cannot run, and how it is counted."""
+"""The benchmarks: a smoke run as users start it, what is timed on which inputs, and what cannot run."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
-import platform
-import shutil
 import subprocess
 import sys
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,21 +13,15 @@ from typing import Any
 import pytest
 import soundfile
 import torch
-from report_runs import drawn_from
+from benchmark_runs import CLASSES, CPU, FORWARD, STEP, Timer, runner
 from torch import nn
 
-from benchmarks import baselines, cases, data, memory, models, parity, roofline, shapes
+from benchmarks import baselines, cases, data, models, roofline, shapes
 from benchmarks.cases import AST, FUSED, MERGED, OURS, RECOMPUTING, REFERENCE, SMOKE, VIT, Case
 from benchmarks.data import Source
-from benchmarks.runner import Runner
-from benchmarks.timing import Budget
 from septr_fast.report import results
 
 ROOT = Path(__file__).resolve().parent.parent
-CPU = torch.device("cpu")
-FORWARD = Case(cases.FORWARD, "tiny", shapes.SMALL["benchmark"], 3, rounds=2)
-STEP = replace(FORWARD, group=cases.STEP)
-CLASSES = 35
 
 
 def run(*options: str) -> subprocess.CompletedProcess[str]:
@@ -134,153 +124,6 @@ def test_settings_name_every_case_once(setting: str, device: str) -> None:
     if setting == "full":
         assert {case.shape for case in found} >= set(shapes.IN_USE)
         assert {case.batch for case in found} >= ({1, 8, 64} if device == "cuda" else {1, 4, 8})
-
-
-class Timer:
-    """Stands in for pytest-benchmark's fixture and notes what it times."""
-
-    def __init__(self) -> None:
-        self.timed = 0
-        self.extra_info: dict[str, Any] = {}
-        self.group = ""
-
-    def pedantic(self, function: Any, setup: Any, rounds: int, warmup_rounds: int) -> None:
-        for _ in range(rounds):
-            arguments, _ = setup()
-            function(*arguments)
-            self.timed += 1
-
-
-def runner(seconds: float = 1000.0, limit: int = 4 << 20) -> Runner:
-    return Runner("smoke", CPU, Source(None, CPU), Budget(seconds), limit, lambda what: None)
-
-
-def off(change: float) -> Any:
-    """A build function whose SepTr is off by `change` in one bias."""
-    build = models.build
-
-    def wrong(name: str, *arguments: Any, **options: Any) -> nn.Module:
-        model = build(name, *arguments, **options)
-        with torch.no_grad():
-            model.transformer[1].transformer_w.layers[0][1].fn.net[3].bias[0] += change
-        return model
-
-    return wrong
-
-
-@pytest.mark.parametrize("case", [FORWARD, STEP], ids=lambda case: case.group)
-@pytest.mark.parametrize("change", [1e-4, float("nan")], ids=["slightly wrong", "NaN"])
-def test_a_planted_wrong_result_is_refused(case: Case, change: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    timer, found = Timer(), runner()
-    found.run(timer, case, OURS)
-    assert timer.timed >= 2
-    monkeypatch.setattr(models, "build", off(change))
-    timer = Timer()
-    with pytest.raises(parity.ParityError, match="Nothing was timed"):
-        found.run(timer, case, REFERENCE)
-    assert timer.timed == 0
-    assert [result.model for result in found.results] == [OURS]
-    assert found.not_run == []
-
-
-def small_batches_alone(change: float) -> Any:
-    """A build function whose SepTr is off by `change` in batches beyond those that are compared."""
-    build = models.build
-
-    def wrong(name: str, *arguments: Any, **options: Any) -> nn.Module:
-        model = build(name, *arguments, **options)
-        model.register_forward_hook(lambda _, given, logits: logits + change * (len(given[0]) > parity.SAMPLES))
-        return model
-
-    return wrong
-
-
-@pytest.mark.parametrize("planted", [off(1e-5), small_batches_alone(1e-3)], ids=["slightly wrong", "large batches"])
-def test_a_wrong_result_in_a_largest_batch_is_refused(planted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    case, timer, found = replace(STEP, group=cases.LARGEST), Timer(), runner(limit=64 << 20)
-    found.run(timer, case, OURS)
-    assert timer.timed >= 2
-    assert found.results[0].batch > parity.SAMPLES
-    monkeypatch.setattr(models, "build", planted)
-    timer = Timer()
-    with pytest.raises(parity.ParityError, match="Nothing was timed"):
-        found.run(timer, case, OURS)
-    assert timer.timed == 0
-
-
-def test_compiled_code_and_large_batches_have_a_limit_of_their_own() -> None:
-    off, wrong, undefined = (compared(value) for value in (9e-6, 1.1e-5, float("nan")))
-    unit = torch.finfo(torch.float32).eps
-    parity.check(off, unit, "loose", loose=True)
-    for found, loose in ((off, False), (wrong, True), (undefined, True)):
-        with pytest.raises(parity.ParityError, match="Nothing was timed"):
-            parity.check(found, unit, "refused", loose=loose)
-
-
-def compared(error: float, plain: float = 1e-7) -> parity.Comparison:
-    return parity.Comparison(parity.Errors(error, None), parity.Errors(plain, None), 1.0)
-
-
-def test_errors_on_several_batches_are_the_largest() -> None:
-    found = parity.together([compared(1e-7, 3e-7), compared(2e-7, 1e-7)])
-    assert found == parity.Comparison(parity.Errors(2e-7, None), parity.Errors(3e-7, None), 1.0)
-    undefined = parity.together([compared(1e-7), compared(float("nan")), compared(1e-7)])
-    assert undefined.found.outputs != undefined.found.outputs
-    gradients = [parity.Comparison(*2 * [parity.Errors(0.0, error)], 1.0) for error in (2e-7, 1e-7)]
-    assert parity.together(gradients).found == parity.Errors(0.0, 2e-7)
-
-
-@pytest.mark.parametrize(
-    ("calls", "change", "is_right"),
-    [(1, 2e-6, True), (1, 1.0, False), (99, 2e-6, False)],
-    ids=["a little on one batch", "far on one batch", "a little on all"],
-)
-def test_what_is_off_by_little_is_judged_on_other_batches(
-    calls: int, change: float, is_right: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    build = models.build
-    seen = itertools.count(1)
-
-    def unlucky(*arguments: Any, **options: Any) -> nn.Module:
-        model = build(*arguments, **options)
-        model.register_forward_hook(lambda _, __, logits: logits + (change if next(seen) <= calls else 0.0))
-        return model
-
-    monkeypatch.setattr(models, "build", unlucky)
-    timer = Timer()
-    with nullcontext() if is_right else pytest.raises(parity.ParityError, match="the outputs are off"):
-        runner().run(timer, FORWARD, OURS)
-    assert bool(timer.timed) == is_right
-
-
-def test_a_planted_wrong_gradient_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    build = models.build
-
-    def wrong(*arguments: Any, **options: Any) -> nn.Module:
-        model = build(*arguments, **options)
-        model.transformer[0].pos_embedding_h.register_hook(lambda gradient: gradient * 1.001)
-        return model
-
-    monkeypatch.setattr(models, "build", wrong)
-    with pytest.raises(parity.ParityError, match="the gradients are off"):
-        runner().run(Timer(), STEP, OURS)
-
-
-@pytest.mark.parametrize("group", cases.PARTS)
-def test_a_planted_wrong_part_is_refused(group: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    build = models.build
-
-    def wrong(*arguments: Any, **options: Any) -> nn.Module:
-        part = build(*arguments, **options)
-        for name in ("transformer_h", "transformer_w"):
-            with torch.no_grad():
-                getattr(part.block, name).layers[0][0].fn.to_qkv.weight[0, 0] += 0.5
-        return part
-
-    runner().run(Timer(), replace(FORWARD, group=group), OURS)
-    monkeypatch.setattr(models, "build", wrong)
-    with pytest.raises(parity.ParityError, match="the outputs are off"):
-        runner().run(Timer(), replace(FORWARD, group=group), OURS)
 
 
 @pytest.mark.parametrize(
@@ -452,34 +295,6 @@ def test_inputs_change_from_call_to_call_and_come_again() -> None:
         assert all(torch.equal(x, y) for x, y in zip(one, next(again), strict=True))
 
 
-def test_memory_of_a_call() -> None:
-    def call() -> torch.Tensor:
-        kept = torch.empty(1000)
-        torch.empty(3000)
-        torch.empty(2000)
-        return kept
-
-    found = memory.memory(call, CPU)
-    assert found == memory.Memory(peak=4 * 4000, kept=4 * 1000)
-    assert memory.memory(lambda: None, CPU) == memory.Memory(0, 0)
-
-
-@pytest.mark.parametrize("name", [OURS, RECOMPUTING, REFERENCE, cases.VIT_TINY])
-def test_memory_of_a_step_is_the_same_whatever_ran_before(name: str) -> None:
-    case = replace(STEP, config={**STEP.config, "input_size": (16, 32)})
-    inputs = next(Source(None, CPU).batches(case, torch.float32))
-    found = []
-    for _ in range(3):
-        model = models.build(name, case, CLASSES, CPU)
-        task = models.task(model, case, CPU)
-        task(*inputs)
-        found.append(memory.memory(lambda task=task: task(*inputs), CPU))
-        models.task(models.build(REFERENCE, FORWARD, CLASSES, CPU), FORWARD, CPU)(torch.randn(3, 1, *FORWARD.size))
-    gradients = sum(4 * parameter.numel() for parameter in model.parameters())
-    assert found[0].peak == found[1].peak == found[2].peak
-    assert found[0].peak > gradients
-
-
 @pytest.mark.parametrize("precision", ["float16", "bfloat16", "float32", "autocast"])
 @pytest.mark.parametrize("name", [OURS, REFERENCE])
 def test_steps_go_on_in_every_precision(name: str, precision: str) -> None:
@@ -492,62 +307,6 @@ def test_steps_go_on_in_every_precision(name: str, precision: str) -> None:
     assert logits.isfinite().all()
     assert all(value.isfinite().all() for value in model.state_dict().values())
     assert any(not torch.equal(value, start[key]) for key, value in model.state_dict().items())
-
-
-def test_what_becomes_nan_while_it_is_timed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = itertools.count(1)
-    build = models.build
-
-    def late(*arguments: Any, **options: Any) -> nn.Module:
-        model = build(*arguments, **options)
-        model.register_forward_hook(lambda _, __, logits: logits if next(seen) < 4 else logits * float("nan"))
-        return model
-
-    monkeypatch.setattr(models, "build", late)
-    found = runner()
-    with pytest.raises(parity.ParityError, match="NaN or infinity came out of the last call"):
-        found.run(Timer(), FORWARD, OURS)
-    assert found.results == []
-
-
-def test_samples_one_by_one_give_what_they_give_together() -> None:
-    for case in (STEP, replace(FORWARD, group=cases.BLOCK)):
-        model = models.plain(REFERENCE, case, CLASSES, CPU).double()
-        *inputs, labels = next(Source(None, CPU).batches(case, torch.float64))
-        wanted = labels if case.training else None
-        together = parity.outcome(model, tuple(inputs), wanted)
-        apart = parity.one_by_one(model, tuple(inputs), wanted)
-        torch.testing.assert_close(apart.outputs, together.outputs, rtol=1e-12, atol=1e-12)
-        assert (apart.gradient is None) == (together.gradient is None)
-        if together.gradient is not None:
-            torch.testing.assert_close(apart.gradient, together.gradient, rtol=1e-10, atol=1e-12)
-
-
-def test_a_case_that_cannot_be_checked_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any) -> parity.Outcome:
-        raise torch.OutOfMemoryError("too much")
-
-    monkeypatch.setattr(parity, "exact", fail)
-    found = runner()
-    for name in (OURS, REFERENCE):
-        with pytest.raises(pytest.skip.Exception):
-            found.run(Timer(), FORWARD, name)
-    assert [entry.model for entry in found.not_run] == [OURS, REFERENCE]
-    assert {entry.reason for entry in found.not_run} == {"the check against float64 takes more memory than there is"}
-
-
-def test_a_batch_beyond_the_device_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    build, largest = models.task, 5
-
-    def small(model: nn.Module, case: Case, *arguments: Any) -> Any:
-        if case.batch > largest:
-            raise torch.OutOfMemoryError("too much")
-        return build(model, case, *arguments)
-
-    monkeypatch.setattr(models, "task", small)
-    found = runner(limit=64 << 20)
-    found.run(Timer(), replace(STEP, group=cases.LARGEST), REFERENCE)
-    assert [result.batch for result in found.results] == [largest]
 
 
 def test_work_on_kernels_counts_what_they_do_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -572,58 +331,6 @@ def test_a_run_that_is_cut_off_keeps_what_it_found(tmp_path: Path) -> None:
     assert [result.model for result in results.load(tmp_path / "results.json").results] == [OURS]
 
 
-FREED = """
-import resource, torch
-from benchmarks.memory import give_back
-from septr_fast import freed_memory
-
-def faults(call):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    call()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-def blocks():
-    return [torch.zeros(1 << 20, dtype=torch.uint8) for _ in range(200)]
-
-freed_memory.keep_for_training()
-for call in (blocks, blocks, give_back, blocks):
-    print(faults(call))
-"""
-"""Page faults of taking 200 MiB, of taking them again, of handing them back and of taking them once more."""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
-def test_a_case_finds_no_memory_that_another_left() -> None:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
-    run = subprocess.run([sys.executable, "-c", FREED], env=environment, check=True, capture_output=True, text=True)
-    first, again, _, afterwards = map(int, run.stdout.split())
-    assert again < 0.1 * first
-    assert afterwards > 0.9 * first
-
-
-@pytest.mark.parametrize(
-    ("peak", "limit", "batch"),
-    [
-        (lambda batch: 10 + 7 * batch, 100, 12),
-        (lambda batch: 10 + 7 * batch, 94, 12),
-        (lambda batch: 10 + 7 * batch, 93, 11),
-        (lambda batch: 10 + 7 * batch, 17, 1),
-        (lambda batch: 10 + 7 * batch, 16, 0),
-        (lambda batch: 100 * batch + batch**2, 1000, 9),
-        (lambda batch: max(50, 5 * batch), 100, 20),
-        (lambda batch: 7 * batch if batch < 21 else None, 1000, 20),
-        (lambda batch: 7 * batch if batch < 21 else None, 100, 14),
-        (lambda batch: None, 100, 0),
-    ],
-    ids=[
-        *("between", "exact", "one less", "one", "none", "faster growth", "level at first"),
-        *("a small device", "a device small for the next", "a device too small"),
-    ],
-)
-def test_largest_batch(peak: Any, limit: int, batch: int) -> None:
-    assert memory.largest_batch(peak, limit) == batch
-
-
 def test_kernels_of_the_default_step_are_counted() -> None:
     found = {kernel.name: kernel for kernel in roofline.kernels(CPU)}
     forward, backward = found["mlp_fwd_kernel"], found["mlp_bwd_kernel"]
@@ -633,24 +340,3 @@ def test_kernels_of_the_default_step_are_counted() -> None:
     assert forward.flops == 4 * tokens * 256 * 256
     assert forward.case == "training step, default, batch 8, bfloat16, counted for sm_90"
     assert {kernel.precision for kernel in found.values()} == {"bfloat16"}
-
-
-def test_readme_shows_the_stored_results(tmp_path: Path) -> None:
-    from benchmarks import readme
-
-    stored = ROOT / "benchmarks" / "results"
-    folder = tmp_path / "benchmarks" / "results"
-    folder.mkdir(parents=True)
-    for file in stored.glob("*.json"):
-        shutil.copy(file, folder)
-    shown = (ROOT / "README.md").read_text(encoding="utf-8")
-    (tmp_path / "README.md").write_text(shown, encoding="utf-8")
-    readme.update(tmp_path / "README.md", folder, drawing=True)
-    assert (tmp_path / "README.md").read_text(encoding="utf-8") == shown, "update it: python -m benchmarks.readme"
-    drawn, kept = ({path.name: drawn_from(path) for path in place.glob("*.png")} for place in (folder, stored))
-    assert drawn == kept, "update the charts: python -m benchmarks.readme"
-
-
-def test_readme_shows_the_plan() -> None:
-    done = subprocess.run([sys.executable, "-m", "septr_fast", "plan"], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() in (ROOT / "README.md").read_text(encoding="utf-8")
