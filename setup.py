@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 audio = ["soundfile>=0.12", "soxr>=0.3.7"]
 predict = [*audio, "safetensors>=0.4"]
@@ -26,9 +26,10 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.10",
-    packages=["septr_fast", "septr_fast.kernels", "septr_fast.report"],
+    packages=[*find_packages(include=["septr_fast", "septr_fast.*"]), "septr_fast.kernels"],
     package_dir={"septr_fast.kernels": "kernels"},
     package_data={"septr_fast": ["py.typed"]},
+    entry_points={"console_scripts": ["septr-fast = septr_fast.commands.main:main"]},
     install_requires=["torch>=2.11", "einops>=0.8", "numpy>=1.26"],
     extras_require={
         "triton": ["triton>=3.6"],

@@ -13,13 +13,16 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from benchmarks import cases, roofline, speech
-from benchmarks.cases import Case
-from benchmarks.data import Source
-from benchmarks.runner import Runner
-from benchmarks.stamp import stamp
-from benchmarks.timing import Budget
-from septr_fast.report import command, groups, results, summary, tables
+from benchmarks.measuring import roofline
+from benchmarks.measuring.timing import Budget
+from benchmarks.speech import spoken_words
+from benchmarks.suite import cases
+from benchmarks.suite.cases import Case
+from benchmarks.suite.data import Source
+from benchmarks.suite.runner import Runner
+from benchmarks.suite.stamp import stamp
+from septr_fast.commands import report as report_command
+from septr_fast.report import groups, results, summary, tables
 
 HERE = Path(__file__).resolve().parent
 SMOKE_MEMORY = 4 / 1024
@@ -161,13 +164,13 @@ def _folder(config: pytest.Config) -> Any:
         return lambda: given
     if given == "noise":
         return None
-    words, voices = speech.WORDS, speech.VOICES
+    words, voices = spoken_words.WORDS, spoken_words.VOICES
     if config.getoption("setting") == "smoke":
         words, voices = words[:4], {"test": voices["test"][:2]}
 
     def spoken() -> Path:
         with uncaptured(config):
-            return speech.speak(config.getoption("--out") / "speech", words, voices) / "test"
+            return spoken_words.speak(config.getoption("--out") / "speech", words, voices) / "test"
 
     return spoken
 
@@ -200,7 +203,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         terminalreporter.write_line(f"\n{groups.title(group)}\n\n{tables.speed(run, found, tables.SHORT)}")
     for table in (tables.largest_batch(run), tables.growth(run), tables.not_run(run)):
         terminalreporter.write_line(f"\n{table}" if table else "")
-    if command.run([out / "results.json"], out) == 0:
+    if report_command.run([out / "results.json"], out) == 0:
         terminalreporter.write_line(f"\npage: {out / 'report.md'}   figures: {out / 'results.json'}")
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.cases import FORWARD, STEP, Case
-from benchmarks.runner import Runner
+from benchmarks.suite.cases import FORWARD, STEP, Case
+from benchmarks.suite.runner import Runner
 
 GROUPS = (FORWARD, STEP)
 

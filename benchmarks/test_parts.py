@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.cases import PARTS, Case
-from benchmarks.runner import Runner
+from benchmarks.suite.cases import PARTS, Case
+from benchmarks.suite.runner import Runner
 
 GROUPS = PARTS
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 
 PASSES: frozenset[str] = frozenset({"axis_pass", "low_rank_pass", "class_only_pass"})
-"""Names of the passes of `septr_fast.functional` that have a Triton operator."""
+"""Names of the passes of `septr_fast.passes.dispatch` that have a Triton operator."""
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 WIDEST = 256
@@ -36,7 +36,7 @@ def limit(
     """What of a pass the kernels cannot do; None if they can.
 
     Args:
-        pass_name: name of a function of `septr_fast.functional`.
+        pass_name: name of a function of `septr_fast.passes.dispatch`.
         dtypes: of the tokens and of the products.
         dim: features of a token.
         head_dim: features of a head, `dim` in the merged form.

@@ -33,7 +33,7 @@ from .products import column_sums, outer
 
 @dataclass(frozen=True)
 class Weights:
-    """A transformer's folded weights in the dtype of the products, as `septr_fast.folding` makes them.
+    """A transformer's folded weights in the dtype of the products, as `septr_fast.algebra` makes them.
 
     Attributes:
         query_weight: `(heads * dim, dim)` in the merged form, `(3 * heads * head_dim, dim)` in the direct one.

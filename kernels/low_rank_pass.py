@@ -1,7 +1,7 @@
 """The model's first transformer from the pixels on kernels: attention by tables, MLP, and their gradients.
 
 A token is `s A + c`, a pixel's channels times the projection plus a constant of its position, so that scores
-and values follow from tables (`septr_fast.folding.LowRank`). For a chunk of rows:
+and values follow from tables (`septr_fast.algebra.folded.LowRank`). For a chunk of rows:
 
     coefficients = softmax of the scores, scaled      kernels, (n · length + n, columns)
     branch = coefficients values + bias              vendor's product

@@ -1,11 +1,18 @@
-"""Fast and exact SepTr: the Separable Transformer for audio spectrograms."""
+"""Fast and exact SepTr: the Separable Transformer for audio spectrograms.
 
-from septr_fast.accelerate import accelerate
-from septr_fast.channel_statistics import dataset_statistics
-from septr_fast.log_mel import LogMel
+What lies directly here is the network, `model`, `block`, the plain `reference` beside it, and the public names. A
+spectrogram's way leads down, never back: `model` and `block` plan with `algebra`, run `passes`, and these the kernels.
+Around the network lie `audio`, `adopt`, `inference`, `tuning`, `report` and, on top, `commands`.
+"""
+
+from septr_fast import former_names
+from septr_fast.adopt.accelerate import accelerate
+from septr_fast.audio.channel_statistics import dataset_statistics
+from septr_fast.audio.log_mel import LogMel
+from septr_fast.audio.spectrogram import ComplexSpectrogram
+from septr_fast.audio.windows import predict_long
 from septr_fast.model import SeparableTr, SepTr, SepTrBlock
-from septr_fast.spectrogram import ComplexSpectrogram
-from septr_fast.windows import predict_long
+from septr_fast.version import VERSION
 
 __all__ = [
     "ComplexSpectrogram",
@@ -17,4 +24,6 @@ __all__ = [
     "dataset_statistics",
     "predict_long",
 ]
-__version__ = "0.1.0"
+__version__ = VERSION
+
+former_names.keep()

@@ -14,17 +14,23 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from septr_fast import backend as backends
-from septr_fast import folding, functional, reference
-from septr_fast.fold_cache import FoldCache
-from septr_fast.folding import Direct, LowRank, Merged, Mlp
-from septr_fast.inputs import autocasts, check_input, check_placement
-from septr_fast.lengths import Lengths
-from septr_fast.lengths import read as read_lengths
-from septr_fast.linear import call
+from septr_fast import reference
+from septr_fast.algebra.direct import fold_direct
+from septr_fast.algebra.fold_cache import FoldCache
+from septr_fast.algebra.folded import Direct, LowRank, Merged, Mlp, to_dtype
+from septr_fast.algebra.low_rank import fold_low_rank
+from septr_fast.algebra.merged import fold_merged
+from septr_fast.algebra.mlp import fold_mlp
+from septr_fast.algebra.plan import FORMULATIONS, Step, TransformerShape, choose
+from septr_fast.algebra.reading import check_foldable, read_dropout
 from septr_fast.loading import as_a_whole
-from septr_fast.plan import FORMULATIONS, Step, TransformerShape, choose
-from septr_fast.recording import records
+from septr_fast.passes import backend as backends
+from septr_fast.passes import dispatch
+from septr_fast.passes.inputs import autocasts, check_input, check_placement
+from septr_fast.passes.lengths import Lengths
+from septr_fast.passes.lengths import read as read_lengths
+from septr_fast.passes.observers import records
+from septr_fast.passes.torch.linear import call
 from septr_fast.reference import Attention, FeedForward, Transformer, size_pair
 from septr_fast.resizing import resize_table
 
@@ -126,7 +132,7 @@ class SepTrBlock(reference.SepTrBlock):
         return pooled.permute(0, 2, 3, 1)
 
     def lengths(self, lengths: Sequence[int] | Tensor, axis: str, x: Tensor) -> Lengths | None:
-        """Read lengths in pixels of spectrograms `x` as valid tokens along `axis`; see `septr_fast.lengths.read`."""
+        """Read lengths in pixels of spectrograms `x` as valid tokens along `axis`; see `passes.lengths.read`."""
         side = int(axis == "width")
         size, pool = self.input_size[side], self.pooling[side]
         return read_lengths(lengths, axis, batch=x.shape[0], size=size, pool=pool, device=x.device)
@@ -214,7 +220,7 @@ class SepTrBlock(reference.SepTrBlock):
             none) and the class token `(batch, dim)`.
         """
         for _, transformer, _ in self._order():
-            folding.check(transformer)
+            check_foldable(transformer)
         device_type, low_rank = grid.device.type, steps[0].formulation == "low-rank"
         autocast = autocasts(device_type)
         parameter_dtype = self.pos_embedding_h.dtype
@@ -231,7 +237,7 @@ class SepTrBlock(reference.SepTrBlock):
             ):
                 options: dict[str, Any] = {
                     "axis": axis,
-                    "dropout": folding.read_dropout(transformer),
+                    "dropout": read_dropout(transformer),
                     "recompute": self.recompute,
                     "lengths": lengths,
                     "backend": self.backend,
@@ -240,15 +246,13 @@ class SepTrBlock(reference.SepTrBlock):
                 if observe is not None:
                     observe(axis, transformer, grid, cls_token, positions)
                 if isinstance(attention, LowRank):
-                    grid, cls_token = functional.low_rank_pass(grid, attention, mlp, dtype=parameter_dtype, **options)
+                    grid, cls_token = dispatch.low_rank_pass(grid, attention, mlp, dtype=parameter_dtype, **options)
                 elif step.formulation == "class-only":
                     direct = cast(Direct, attention)
-                    cls_token = functional.class_only_pass(grid, cls_token, positions, direct, mlp, **options)
+                    cls_token = dispatch.class_only_pass(grid, cls_token, positions, direct, mlp, **options)
                 else:
                     out = grid if owned else None
-                    grid, cls_token = functional.axis_pass(
-                        grid, cls_token, positions, attention, mlp, out=out, **options
-                    )
+                    grid, cls_token = dispatch.axis_pass(grid, cls_token, positions, attention, mlp, out=out, **options)
                 owned = True
         return grid, cls_token
 
@@ -290,14 +294,14 @@ class SepTrBlock(reference.SepTrBlock):
         self, formulation: str, transformer: Transformer, positions: Tensor, cls_token: Tensor, dtype: torch.dtype
     ) -> Direct | Merged | LowRank:
         if formulation == "low-rank":
-            return folding.fold_low_rank(transformer, cast(nn.Linear, self.projection), cls_token[0], positions[0, 0])
+            return fold_low_rank(transformer, cast(nn.Linear, self.projection), cls_token[0], positions[0, 0])
         if formulation == "merged":
-            return folding.cast(folding.fold_merged(transformer), dtype)
-        return folding.cast(folding.fold_direct(transformer), dtype)
+            return to_dtype(fold_merged(transformer), dtype)
+        return to_dtype(fold_direct(transformer), dtype)
 
 
 def _fold_mlp(transformer: Transformer, dtype: torch.dtype) -> Mlp:
-    return folding.cast(folding.fold_mlp(transformer), dtype)
+    return to_dtype(fold_mlp(transformer), dtype)
 
 
 def per_transformer(formulation: str | Sequence[str | None] | None, transformers: int) -> tuple[str | None, ...]:

@@ -15,16 +15,16 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from septr_fast import backend as backends
 from septr_fast import reference
-from septr_fast.attention_maps import AttentionMaps, MapRecorder, check_queries
+from septr_fast.algebra.plan import Plan, Step
 from septr_fast.block import SepTrBlock, Size, per_transformer
-from septr_fast.inputs import check_input
-from septr_fast.lengths import Lengths, check_axis, clear, one_by_one
-from septr_fast.linear import call, is_plain
 from septr_fast.loading import as_a_whole
-from septr_fast.plan import Plan, Step
-from septr_fast.recording import records
+from septr_fast.passes import backend as backends
+from septr_fast.passes.attention_maps import AttentionMaps, MapRecorder, check_queries
+from septr_fast.passes.inputs import check_input
+from septr_fast.passes.lengths import Lengths, check_axis, clear, one_by_one
+from septr_fast.passes.observers import records
+from septr_fast.passes.torch.linear import call, is_plain
 
 __all__ = ["AttentionMaps", "Features", "SepTr", "SepTrBlock", "SeparableTr", "Size"]
 
@@ -46,7 +46,7 @@ class SepTr(reference.SepTr):
 
     Ristea, Ionescu and Khan, "SepTr: Separable Transformer for Audio Spectrogram Processing",
     INTERSPEECH 2022. Constructor, state dict, initialization and results are those of the original
-    `SeparableTr`; the arithmetic is that of `septr_fast.folding`.
+    `SeparableTr`; the arithmetic is that of `septr_fast.algebra`.
 
     Args:
         channels: channels of a spectrogram, 1 for a magnitude.

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from septr_fast.folding import accumulation_dtype
+from septr_fast.algebra.folded import accumulation_dtype
 from septr_fast.reference import check_sizes
 
 _TABLES = ("pos_embedding_h", "pos_embedding_w")

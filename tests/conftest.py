@@ -22,7 +22,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--device") == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"
-        import interpreter
+        from support.kernels import interpreter
 
         interpreter.install()
 
@@ -30,8 +30,8 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[None]:
     """Judge a test whose results fall short by little on more draws; see `judging`."""
-    from judging import judge_test
-    from tolerance import ShortfallError
+    from support.judging import judge_test
+    from support.tolerance import ShortfallError
 
     try:
         return (yield)
@@ -49,7 +49,7 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 @pytest.fixture(autouse=True)
 def _repeatable() -> None:
-    from judging import FIRST_SEED
+    from support.judging import FIRST_SEED
 
     torch.manual_seed(FIRST_SEED)
 

@@ -13,7 +13,8 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
 
 from training import options as run_options
-from training import preparation, results
+from training import results
+from training.data import preparation
 from training.loop import Run
 from training.options import Options
 from training.stopping import Stop

@@ -10,8 +10,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from training.batches import EvaluationBatches
-from training.samples import Samples
+from training.data.batches import EvaluationBatches
+from training.data.samples import Samples
 from training.stopping import leave_signals_to_the_main_process
 
 

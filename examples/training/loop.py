@@ -13,15 +13,16 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from septr_fast import LogMel, checkpoints
+from septr_fast import LogMel
+from septr_fast.adopt import checkpoints
 from training import state
-from training.augmentation import apply_masks
-from training.batches import TrainingBatches, derived_seed
+from training.data.augmentation import apply_masks
+from training.data.batches import TrainingBatches, derived_seed
+from training.data.preparation import Preparation
+from training.data.samples import Sample, Samples
 from training.evaluate import Evaluation, evaluate
 from training.learner import Learner, Share, build
 from training.options import Options
-from training.preparation import Preparation
-from training.samples import Sample, Samples
 from training.schedule import learning_rate
 from training.stopping import Stop, leave_signals_to_the_main_process
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training import spoken
-from training.augmentation import Augmentation
-from training.data_sets import LAYOUTS
+from training.data import spoken
+from training.data.augmentation import Augmentation
+from training.data.data_sets import LAYOUTS
 
 MODELS = ("septr", "reference")
 

@@ -10,10 +10,10 @@ from typing import Any
 import accelerate
 from accelerate.utils import gather_object
 
-from benchmarks.stamp import stamp
+from benchmarks.suite.stamp import stamp
 from training import figures
+from training.data.preparation import Preparation
 from training.loop import Run
-from training.preparation import Preparation
 from training.state import write_json
 
 NAME = "results.json"

@@ -1,1 +1,4 @@
-"""Stored results as one page with tables and charts: `python -m septr_fast report`."""
+"""Stored results as pages: tables, charts and sentences, every number of them from files.
+
+It imports nothing else of this package.
+"""

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from septr_fast.report import bars, curves, roofline, roofline_chart, static, tables
-from septr_fast.report.charts import Album, palette
+from septr_fast.report import roofline, static, tables
+from septr_fast.report.charts import bars, curves
+from septr_fast.report.charts import roofline as roofline_chart
+from septr_fast.report.charts.figures import Album, palette
 from septr_fast.report.fits import curves as measured_curves
 from septr_fast.report.groups import speed_groups, title
 from septr_fast.report.results import Run

@@ -30,7 +30,7 @@ class Evidence:
 
     Attributes:
         versions: of torch, Triton and its assemblers.
-        kernels: as `septr_fast.kernel_report.as_json` writes them, those of the default model.
+        kernels: as `septr_fast.tuning.kernel_report.as_json` writes them, those of the default model.
     """
 
     versions: dict[str, Any]

@@ -9,8 +9,8 @@ import sys
 import torch
 from tqdm import tqdm
 
-from benchmarks.stamp import stamp
-from trust import page, parts, runner
+from benchmarks.suite.stamp import stamp
+from trust import page, registry, runner
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.page:
         page.write()
         return 0
-    names = longest_first(options.part or parts.names())
+    names = longest_first(options.part or registry.names())
     wrong, stamped = 0, stamp(torch.device("cpu"))
     with tqdm(total=len(names), unit=" parts", file=sys.stderr) as bar:
 
@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     form.add_argument("--short", dest="full", action="store_false", help="the form that the tests run; writes nothing")
     form.add_argument("--page", action="store_true", help="run nothing: write the pages from what is kept")
-    parser.add_argument("--part", action="append", choices=parts.names(), help="this part alone; may be repeated")
+    parser.add_argument("--part", action="append", choices=registry.names(), help="this part alone; may be repeated")
     parser.add_argument("--workers", type=int, default=2, help="parts that run at a time (default: 2)")
     parser.add_argument("--minutes", type=float, default=60, help="after which the run is ended (default: 60)")
     return parser

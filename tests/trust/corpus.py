@@ -1,7 +1,7 @@
 """Cases that the fuzzing draws, stored to be tried again; `PYTHONPATH=tests:. python -m trust.corpus` draws them anew.
 
 What hypothesis draws changes with its version. The stored cases do not, and reading them takes no hypothesis. They are
-of all levels of `trust.fuzz` and reach each of its categories.
+of all levels of `trust.parts.fuzz` and reach each of its categories.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import astuple, fields, replace
 from pathlib import Path
 from typing import Any
 
-from trust.fuzz_cases import Case, ModelCase, OperatorCase, PassCase
+from trust.fuzzing.cases import Case, ModelCase, OperatorCase, PassCase
 
 FILE = Path(__file__).with_name("corpus.json")
 
@@ -26,7 +26,7 @@ KINDS: dict[str, type[Case]] = {
     "merged training passes in chunks": PassCase,
     "models on PyTorch": ModelCase,
 }
-"""What the cases of each level of `trust.fuzz` are."""
+"""What the cases of each level of `trust.parts.fuzz` are."""
 
 COUNTS = {
     "operators on Triton": 140,
@@ -45,8 +45,8 @@ Cases = Mapping[str, Sequence[Case]]
 
 def draw(counts: Mapping[str, int] = COUNTS) -> dict[str, list[Case]]:
     """Cases of every level, all different: drawn by chance, and then one for each category that they do not reach."""
-    from trust import fuzz
     from trust.outcome import silent
+    from trust.parts import fuzz
 
     def drawn(name: str, level: fuzz.Level, count: int) -> Counter[Case]:
         seen: Counter[Case] = Counter()

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from benchmarks import gpu_figures
-from benchmarks.stamp import ROOT, stamp
+from benchmarks.gpu import figures as gpu_figures
+from benchmarks.suite.stamp import ROOT, stamp
 from septr_fast.report.tables import markdown
 
 START, END = "<!-- trust -->\n", "<!-- end of trust -->"
@@ -48,12 +48,12 @@ INTERPRETED = (
 LIMITS = f"""## What none of this finds
 
 {INTERPRETED} So races between the threads of a program and miscompilation of compiled kernels are untested here;
-`benchmarks/gpu.py --stage check` is for a GPU."""
+`python -m benchmarks.gpu --stage check` is for a GPU."""
 
 ON_GPU = f"""## On a GPU
 
-{INTERPRETED} Compiled, on a GPU, they were tried by `benchmarks/gpu.py --stage check`; what it left out is untested
-there. Other GPUs, and other versions of Triton, are untested."""
+{INTERPRETED} Compiled, on a GPU, they were tried by `python -m benchmarks.gpu --stage check`; what it left out is
+untested there. Other GPUs, and other versions of Triton, are untested."""
 
 
 def keep(record: dict[str, Any], paths: Paths = PATHS) -> None:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from trust import parts
+from trust import registry
 
 LINES_OF_ERROR = 3
 """The last lines of a traceback, which name the place and the error."""
@@ -47,8 +47,8 @@ class Job:
 def prepare() -> None:
     """Set this process up as `tests/conftest.py` does for tests on a CPU: Triton's interpreter, one thread."""
     os.environ["TRITON_INTERPRET"] = "1"
-    import interpreter
     import torch
+    from support.kernels import interpreter
 
     interpreter.install()
     torch.set_num_threads(1)
@@ -59,7 +59,7 @@ def run_part(name: str, full: bool, progress: Callable[[int], None]) -> dict[str
     """The outcome of a part in this process, with what it says of itself; an error is a finding."""
     said = {"what": "", "cannot": ""}
     try:
-        part = parts.load(name)
+        part = registry.load(name)
         said = {"what": part.WHAT, "cannot": part.CANNOT}
         outcome = asdict(part.run(full, progress))
     except Exception as error:

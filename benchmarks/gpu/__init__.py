@@ -1,0 +1,1 @@
+"""All there is to know of one GPU, stage by stage, from a bare checkout: `python -m benchmarks.gpu`."""

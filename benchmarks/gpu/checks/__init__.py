@@ -1,0 +1,1 @@
+"""What the stage `check` tries, part by part."""

@@ -1,0 +1,1 @@
+"""What is measured and how: clocks, memory, counted work, rooflines, CUDA graphs."""

@@ -1,0 +1,67 @@
+"""Data sets found in a folder: which layout it has, and the labelled files of its splits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from training.data import layouts
+from training.data.clip_lists import SPLITS, Clip, DataSet
+
+__all__ = ["LAYOUTS", "SPLITS", "Clip", "DataSet", "detect", "find"]
+
+LAYOUTS = ("auto", "speech-commands", "esc50", "crema-d", "folders")
+
+
+def find(
+    folder: Path,
+    layout: str = "auto",
+    *,
+    fold: int = 1,
+    shares: tuple[float, float] = (0.1, 0.1),
+    seed: int = 0,
+) -> DataSet:
+    """The labelled audio files below `folder`, by split. No file is opened.
+
+    Args:
+        folder: where the data set lies.
+        layout: "speech-commands" (a folder per word and the lists validation_list.txt and testing_list.txt), "esc50"
+            (audio/ and meta/esc50.csv), "crema-d" (names like 1001_DFA_ANG_XX.wav, here or in AudioWAV/), "folders"
+            (a folder per class, which may lie in train/, validation/ and test/) or "auto", the one it looks like.
+        fold: of ESC-50, 1 to 5: the clips to test on; those of the next fold are the validation split.
+        shares: of validation and test where the layout does not say what belongs to them: of the actors for
+            "crema-d", of the files for "folders".
+        seed: chooses these.
+
+    Returns:
+        Classes in alphabetical order, in ESC-50 in the order of its targets. Each split but "train" may be empty.
+        Files that a list names are clips whether they exist or not: whoever reads them finds out.
+
+    Raises:
+        ValueError: for an argument out of range, a folder that has not the layout, fewer than two classes or a class
+            without clips to train on; it names the culprit.
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout: expected one of {', '.join(LAYOUTS)}, got {layout!r}")
+    if not folder.is_dir():
+        raise ValueError(f"folder: expected the folder of a data set, got {folder}, which is not a folder")
+    if not (len(shares) == 2 and min(shares) >= 0 and sum(shares) < 1):
+        raise ValueError(f"shares: expected two of at least 0 with a sum below 1, got {shares}")
+    chosen = detect(folder) if layout == "auto" else layout
+    if chosen == "speech-commands":
+        return layouts.speech_commands(folder)
+    if chosen == "esc50":
+        return layouts.esc50(folder, fold)
+    if chosen == "crema-d":
+        return layouts.crema_d(folder, shares, seed)
+    return layouts.class_folders(folder, shares, seed)
+
+
+def detect(folder: Path) -> str:
+    """The layout that `folder` looks like; "folders" where it looks like none of the others."""
+    if any((folder / name).is_file() for name in layouts.SPEECH_COMMANDS_LISTS.values()):
+        return "speech-commands"
+    if (folder / layouts.ESC50_TABLE).is_file():
+        return "esc50"
+    places = (folder, folder / layouts.CREMA_D_FOLDER)
+    files = (path for place in places if place.is_dir() for path in place.iterdir() if path.is_file())
+    return "crema-d" if any(layouts.is_crema_d(path) for path in files) else "folders"

@@ -1,0 +1,143 @@
+"""What a run begins with and keeps to the end: its options, clips and statistics, in `run.json`.
+
+A run that goes on reads them from there, so it has the same clips in the same order whatever has happened to the
+folder meanwhile; a file that is gone is then named and counted when it is read.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from septr_fast import LogMel, dataset_statistics
+from training import options
+from training.data import data_sets, spoken
+from training.data.data_sets import Clip, DataSet
+from training.data.samples import Samples
+from training.data.scan import scan
+from training.options import Options
+from training.state import write_json
+from training.stopping import leave_signals_to_the_main_process
+
+_RUN = "run.json"
+_LEAST_FFT = 1024
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What a run begins with.
+
+    Attributes:
+        data: clips by split.
+        mean: of the log-mel spectrograms of the training clips.
+        deviation: standard deviation of these.
+        skipped: files that were left out, each with "file" and "reason".
+    """
+
+    data: DataSet
+    mean: float
+    deviation: float
+    skipped: list[dict[str, str]]
+
+    def front_end(self, settings: Options) -> LogMel:
+        """Waveforms to spectrograms that have, over the training clips, mean 0 and deviation 1."""
+        return front_end(settings, mean=self.mean, deviation=self.deviation)
+
+
+def front_end(settings: Options, mean: float | None = None, deviation: float | None = None) -> LogMel:
+    """Log-mel spectrograms of the size that the options ask for."""
+    fft_size = max(_LEAST_FFT, 1 << (2 * settings.hop - 1).bit_length())
+    return LogMel(
+        settings.rate,
+        settings.mels,
+        fft_size=fft_size,
+        hop=settings.hop,
+        frames=settings.frames,
+        mean=mean,
+        deviation=deviation,
+    )
+
+
+def begin(settings: Options, device: torch.device) -> None:
+    """Find or make the clips, read each once, and write `run.json`, unless it is there; for one process.
+
+    Raises:
+        ValueError: for a folder that holds no data set, or one of which nothing can be used.
+    """
+    if (settings.out / _RUN).exists():
+        return
+    settings.out.mkdir(parents=True, exist_ok=True)
+    data, skipped = scan(
+        _found(settings), settings.out / "skipped.json", workers=max(settings.workers, 1), rate=settings.rate
+    )
+    samples = Samples(data.splits["train"], len(data.classes), settings.rate, settings.seconds, None, settings.seed)
+    statistics = dataset_statistics(_spectrograms(samples, settings, device))
+    content = {
+        "options": settings.as_json(),
+        "name": data.name,
+        "classes": data.classes,
+        "splits": {
+            split: [[str(clip.path.absolute()), clip.label] for clip in clips] for split, clips in data.splits.items()
+        },
+        "mean": statistics.mean[0],
+        "deviation": statistics.deviation[0],
+        "skipped": [{"file": str(skip.path), "reason": skip.reason} for skip in skipped],
+    }
+    write_json(settings.out / _RUN, content)
+
+
+def check_options(settings: Options) -> None:
+    """Refuse to go on with a run of other options.
+
+    Raises:
+        ValueError: naming each of them.
+    """
+    if (settings.out / _RUN).exists():
+        options.check_unchanged(_read(settings.out)["options"], settings)
+
+
+def read(settings: Options) -> Preparation:
+    """What `begin` wrote."""
+    content = _read(settings.out)
+    splits = {
+        split: tuple(Clip(Path(path), label) for path, label in clips) for split, clips in content["splits"].items()
+    }
+    data = DataSet(content["name"], tuple(content["classes"]), splits)
+    return Preparation(data, content["mean"], content["deviation"], content["skipped"])
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / _RUN).read_text(encoding="utf-8"))
+    return content
+
+
+def _found(settings: Options) -> DataSet:
+    if settings.data is not None:
+        return data_sets.find(settings.data, settings.layout, fold=settings.fold, seed=settings.seed)
+    return spoken.spoken_words(settings.speech, settings.words, rates=settings.speaking_rates, pitches=settings.pitches)
+
+
+def _spectrograms(samples: Samples, settings: Options, device: torch.device) -> Iterator[Tensor]:
+    """Spectrograms of all clips, in batches, not normalized."""
+    compute = front_end(settings).to(device)
+    loader = DataLoader(
+        samples,
+        batch_size=settings.batch,
+        num_workers=settings.workers,
+        worker_init_fn=leave_signals_to_the_main_process,
+    )
+    for items in tqdm(loader, desc="statistics", unit="batch"):
+        readable = items["waveform"][items["weight"] > 0]
+        if len(readable):
+            yield compute(readable.to(device))

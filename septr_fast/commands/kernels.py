@@ -1,0 +1,136 @@
+"""`septr-fast kernels`: the kernel report from the command line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from septr_fast.passes.backend import cache_folder
+
+ARCHITECTURES = (80, 86, 89, 90, 100)
+DTYPES = {
+    "bfloat16": (torch.bfloat16, "highest"),
+    "float16": (torch.float16, "highest"),
+    "float32": (torch.float32, "highest"),
+    "tf32": (torch.float32, "high"),
+}
+"""Dtype and `torch.get_float32_matmul_precision` of each choice."""
+
+CACHE = cache_folder() / "kernels"
+
+HELP = "compile every kernel and say what falls short"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the report."""
+    parser.add_argument("--arch", nargs="+", type=int, choices=ARCHITECTURES, default=ARCHITECTURES)
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["bfloat16", "float16", "float32"])
+    parser.add_argument("--json", action="store_true", dest="as_json", help="objects for machines in place of tables")
+    parser.add_argument("--cache", type=Path, default=CACHE, help="folder of earlier results (default: %(default)s)")
+    parser.add_argument("--known", type=Path, help="an earlier report by --json, for kernels that have not changed")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="kernels compiled at a time")
+
+
+def run(
+    arch: Sequence[int], dtype: Sequence[str], as_json: bool, cache: Path, jobs: int, known: Path | None = None
+) -> int:
+    """Compile, print the report and return the exit status: 1 where a kernel falls short.
+
+    Args:
+        arch: compute capabilities.
+        dtype: names out of `DTYPES`.
+        as_json: whether to print objects in place of tables.
+        cache: folder of earlier results.
+        jobs: kernels compiled at a time.
+        known: an earlier report in JSON; its findings stand for kernels whose source, configuration, arguments
+            and compiler are the same.
+    """
+    try:
+        import triton
+    except ImportError:
+        sys.stderr.write("septr_fast kernels: the package triton is not installed\n")
+        return 2
+    if triton.knobs.runtime.interpret:
+        return _without_interpreter(arch, dtype, as_json, cache, jobs, known)
+    from septr_fast.tuning import kernel_report
+
+    if known is not None:
+        cache.mkdir(parents=True, exist_ok=True)
+        kernel_report.remember(json.loads(known.read_text(encoding="utf-8"))["kernels"], cache)
+
+    entries = kernel_report.examine(_recorded(arch, dtype), cache, jobs, _progress)
+    shortfalls = [text for entry in entries for text in kernel_report.complaints(entry)]
+    if not entries:
+        shortfalls = ["no model launched a kernel"]
+    sys.stdout.write(f"{_as_json(entries, shortfalls) if as_json else _as_text(entries, shortfalls)}\n")
+    return 1 if shortfalls else 0
+
+
+def _recorded(archs: Sequence[int], dtypes: Sequence[str]) -> list[Any]:
+    from septr_fast.tuning.kernel_launches import MODELS, launches
+    from septr_fast.tuning.kernel_report import Case
+
+    recorded = []
+    precision = torch.get_float32_matmul_precision()
+    try:
+        for name in dtypes:
+            dtype, float32_precision = DTYPES[name]
+            torch.set_float32_matmul_precision(float32_precision)
+            for model, config in MODELS.items():
+                mixed = model == "default"
+                recorded += [(Case(model, name, arch), launches(config, dtype, arch, mixed=mixed)) for arch in archs]
+    finally:
+        torch.set_float32_matmul_precision(precision)
+    return recorded
+
+
+def _as_text(entries: Sequence[Any], shortfalls: Sequence[str]) -> str:
+    from septr_fast.tuning.kernel_report import table
+
+    if not entries:
+        return "\n".join(shortfalls)
+    return f"{table(entries)}\n\n{len(entries)} kernels, shortfalls: {len(shortfalls) or 'none'}"
+
+
+def _as_json(entries: Sequence[Any], shortfalls: Sequence[str]) -> str:
+    import triton
+
+    from septr_fast.tuning.compiled import ptxas_version
+    from septr_fast.tuning.kernel_report import as_json
+
+    versions = {"torch": torch.__version__, "triton": triton.__version__}
+    assemblers = {f"sm_{arch}": ptxas_version(arch) for arch in sorted({entry.case.arch for entry in entries})}
+    report = {
+        "versions": {**versions, "ptxas": assemblers},
+        "kernels": [as_json(entry) for entry in entries],
+        "shortfalls": list(shortfalls),
+    }
+    return json.dumps(report, indent=1)
+
+
+def _without_interpreter(
+    arch: Sequence[int], dtype: Sequence[str], as_json: bool, cache: Path, jobs: int, known: Path | None
+) -> int:
+    """Start the report in a process of its own: kernels that were imported to be interpreted do not compile."""
+    options = ["--arch", *map(str, arch), "--dtype", *dtype, "--cache", str(cache), "--jobs", str(jobs)]
+    options += [] if known is None else ["--known", str(known)]
+    command = [sys.executable, "-m", "septr_fast", "kernels", *options, *(["--json"] if as_json else [])]
+    return subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "0"}).returncode
+
+
+def _progress(total: int) -> Callable[[], object]:
+    """Show on a terminal how many of `total` kernels are compiled, with tqdm where that is installed."""
+    sys.stderr.write(f"{total} distinct kernels\n")
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return lambda: None
+    return tqdm(total=total, unit="kernel", disable=None, leave=False).update

@@ -1,0 +1,61 @@
+"""Parts of a pass that both backends compute in plain PyTorch: what is small, and the MLP."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from septr_fast.algebra.folded import Direct, Dropout, Mlp
+from septr_fast.passes.torch.linear import linear
+
+
+def normalize(x: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    """Zero mean and unit variance over the last dimension, without the affine part, in `dtype`."""
+    return F.layer_norm(x, x.shape[-1:], eps=eps).to(dtype)
+
+
+def mlp_branch(x: Tensor, weights: Mlp, dropout: Dropout) -> Tensor:
+    """What the MLP adds to tokens `(…, dim)`, normalization and dropout included; same shape out."""
+    normalized = normalize(x, weights.eps, weights.out_weight.dtype)
+    hidden = F.gelu(linear(normalized, weights.hidden_weight, weights.hidden_bias))
+    out = linear(F.dropout(hidden, dropout.hidden), weights.out_weight, weights.out_bias)
+    return F.dropout(out, dropout.out)
+
+
+def class_query(cls_token: Tensor, weights: Direct) -> tuple[Tensor, Tensor]:
+    """What the class token asks normalized tokens, so that no key is projected.
+
+    The query is taken back through the key weights; the key bias cancels in the softmax.
+
+    Args:
+        cls_token: `(batch, dim)`, position added.
+        weights: folded projections.
+
+    Returns:
+        The normalized class token `(batch, dim)` and the query `(batch, heads, dim)`.
+    """
+    query_weight, key_weight, _ = weights.qkv_weight.unflatten(0, (3, weights.heads, -1))
+    query_bias = weights.qkv_bias.unflatten(0, (3, weights.heads, -1))[0]
+    normalized = normalize(cls_token, weights.eps, key_weight.dtype)
+    query = linear(normalized, query_weight.flatten(0, 1), query_bias.flatten())
+    query = torch.bmm(query.unflatten(1, (weights.heads, -1)).transpose(0, 1), key_weight)
+    return normalized, query.transpose(0, 1)
+
+
+def project_attended(attended: Tensor, weights: Direct) -> Tensor:
+    """Take attended normalized tokens forward through the value and the output weights.
+
+    Args:
+        attended: `(batch, rows, heads, dim)`.
+        weights: folded projections.
+
+    Returns:
+        The attention's output `(batch, rows, dim)`.
+    """
+    value_weight = weights.qkv_weight.unflatten(0, (3, weights.heads, -1))[2]
+    value_bias = weights.qkv_bias.unflatten(0, (3, weights.heads, -1))[2]
+    per_head = attended.flatten(0, 1).transpose(0, 1)
+    value = torch.baddbmm(value_bias.unsqueeze(1), per_head, value_weight.transpose(1, 2)).transpose(0, 1)
+    value = value.flatten(1).unflatten(0, attended.shape[:2])
+    return value if weights.out_weight is None else linear(value, weights.out_weight, weights.out_bias)

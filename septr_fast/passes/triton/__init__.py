@@ -1,0 +1,1 @@
+"""The backend on Triton kernels, and the launch configurations that a user has measured."""

@@ -1,0 +1,111 @@
+"""The passes of `functional` on Triton operators.
+
+The large work is in the operators of `septr_fast.kernels`; what is of the size of the class tokens stays
+plain PyTorch. Weights come folded, as for `torch_backend`. Whether a pass can run here says
+`septr_fast.passes.backend`. Launch configurations that the user has measured come before the shipped ones.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from septr_fast.algebra.folded import Direct, Dropout, LowRank, Merged, Mlp
+from septr_fast.kernels import launch
+from septr_fast.kernels.axis_pass_operator import axis_pass as axis_pass_operator
+from septr_fast.kernels.class_attention import class_attention
+from septr_fast.kernels.low_rank_pass_operator import low_rank_pass as low_rank_pass_operator
+from septr_fast.passes.lengths import Lengths, keys, mean_over_rows
+from septr_fast.passes.sublayers import class_query, mlp_branch, project_attended
+from septr_fast.passes.triton import tuned
+
+launch.use_tuned(tuned.rows)
+
+
+def axis_pass(
+    grid: Tensor,
+    cls_token: Tensor,
+    pos_embedding: Tensor,
+    attention: Direct | Merged,
+    mlp: Mlp,
+    *,
+    axis: str,
+    lengths: Lengths | None = None,
+    **_: Any,
+) -> tuple[Tensor, Tensor]:
+    """See `septr_fast.passes.dispatch.axis_pass`; the memory that recomputing would save is never taken."""
+    if isinstance(attention, Merged):
+        projection = (attention.query_weight, attention.query_bias)
+    else:
+        projection = (attention.qkv_weight, attention.qkv_bias)
+    tensors = (grid, cls_token, pos_embedding, *projection, attention.out_weight, attention.out_bias, *_layers(mlp))
+    merged, keep = isinstance(attention, Merged), _differentiates(*tensors)
+    settings = (attention.heads, merged, attention.eps, mlp.eps, axis, keep, keys(lengths, axis))
+    out, cls_tokens, _, _ = axis_pass_operator(*tensors, *settings)
+    return out, mean_over_rows(cls_tokens, lengths, axis)
+
+
+def low_rank_pass(
+    pixels: Tensor,
+    attention: LowRank,
+    mlp: Mlp,
+    *,
+    axis: str,
+    dtype: torch.dtype | None = None,
+    lengths: Lengths | None = None,
+    **_: Any,
+) -> tuple[Tensor, Tensor]:
+    """See `septr_fast.passes.dispatch.low_rank_pass`."""
+    tables = (
+        attention.gram,
+        attention.cross,
+        attention.square,
+        attention.pixel_pixel,
+        attention.position_pixel,
+        attention.pixel_bias,
+        attention.pixel_position,
+        attention.position_position,
+        attention.position_bias,
+        attention.position_values,
+        attention.pixel_values,
+        attention.out_bias,
+        attention.token_weight,
+        attention.token_bias,
+    )
+    tensors = (pixels, *tables, *_layers(mlp))
+    residual_dtype = pixels.dtype if dtype is None else dtype
+    out, cls_tokens, _, _ = low_rank_pass_operator(*tensors, mlp.eps, axis, residual_dtype, _differentiates(*tensors))
+    return out, mean_over_rows(cls_tokens, lengths, axis)
+
+
+def class_only_pass(
+    grid: Tensor,
+    cls_token: Tensor,
+    pos_embedding: Tensor,
+    attention: Direct,
+    mlp: Mlp,
+    *,
+    axis: str,
+    dropout: Dropout,
+    lengths: Lengths | None = None,
+    **_: Any,
+) -> Tensor:
+    """See `septr_fast.passes.dispatch.class_only_pass`."""
+    cls_token = cls_token + pos_embedding[0]
+    normalized, query = class_query(cls_token, attention)
+    valid = keys(lengths, axis)
+    attended, _ = class_attention(grid, pos_embedding, query, normalized, attention.eps, axis, valid)
+    y = cls_token.unsqueeze(1) + F.dropout(project_attended(attended, attention), dropout.attention)
+    return mean_over_rows(y + mlp_branch(y, mlp, dropout), lengths, axis)
+
+
+def _layers(mlp: Mlp) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return mlp.hidden_weight, mlp.hidden_bias, mlp.out_weight, mlp.out_bias
+
+
+def _differentiates(*tensors: Tensor | None) -> bool:
+    """Whether gradients can reach any of `tensors`."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)

@@ -1,0 +1,305 @@
+"""Under the tools that people put around a model: export, tracing, transforms, copies, the hub, optimizers."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import logging
+import pickle
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.compare import pair, relative_error, spectrograms
+from torch import Tensor, nn
+from torch.func import functional_call, grad, jvp, stack_module_state, vmap
+
+from septr_fast import SepTr, SepTrBlock
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+CONFIG: dict[str, Any] = {
+    "channels": 3,
+    "input_size": (9, 7),
+    "num_classes": 4,
+    "depth": 2,
+    "heads": 2,
+    "mlp_dim": 8,
+    "dim_head": 4,
+    "down_sample_input": (2, 1),
+    "dim": 8,
+}
+FORMULATIONS = ["low-rank", "direct", "merged", "class-only"]
+"""One of each, in the order of the transformers."""
+
+
+def models(dtype: torch.dtype = torch.float64) -> tuple[nn.Module, SepTr]:
+    expected, model = pair(CONFIG, dtype, formulation=FORMULATIONS)
+    assert [step.formulation for step in model.plan().steps] == FORMULATIONS
+    return expected.eval(), model.eval()
+
+
+def doubled(model: nn.Module) -> None:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.5)
+
+
+@pytest.mark.parametrize("strict", [False, True], ids=["", "strict"])
+def test_exported_for_any_batch(strict: bool) -> None:
+    expected, model = models()
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(model, (spectrograms(CONFIG, 2),), dynamic_shapes=({0: batch},), strict=strict)
+    exported = program.module()
+    for size in (1, 2, 5):
+        x = spectrograms(CONFIG, size)
+        assert relative_error(exported(x), expected(x)) < 1e-12
+    x = spectrograms(CONFIG, 3)
+    names = dict(exported.named_parameters())
+    assert names.keys() == dict(expected.named_parameters()).keys()
+    for module in (exported, expected):
+        module(x).square().sum().backward()
+    for name, parameter in expected.named_parameters():
+        assert relative_error(names[name].grad, parameter.grad) < 1e-10, name
+
+
+@pytest.mark.parametrize("axis", ["height", "width"])
+def test_exported_for_any_frames_of_any_batch(axis: str) -> None:
+    _, model = models()
+    batch = torch.export.Dim("batch")
+    exported = torch.export.export(
+        model,
+        (spectrograms(CONFIG, 2), torch.tensor([4, 2])),
+        {"lengths_axis": axis},
+        dynamic_shapes={"x": {0: batch}, "lengths": {0: batch}, "lengths_axis": None},
+    ).module()
+    for lengths in (torch.tensor([7]), torch.tensor([2, 6, 5])):
+        x = spectrograms(CONFIG, len(lengths))
+        wanted = model(x, lengths, lengths_axis=axis)
+        assert relative_error(exported(x, lengths, lengths_axis=axis), wanted) < 1e-12
+
+
+@pytest.mark.filterwarnings("ignore:`isinstance:FutureWarning")
+def test_onnx_for_any_batch(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    expected, model = models(torch.float32)
+    batch = torch.export.Dim("batch")
+    with caplog.at_level(logging.ERROR):
+        program = torch.onnx.export(
+            model,
+            (spectrograms(CONFIG, 2, torch.float32),),
+            input_names=["x"],
+            output_names=["logits"],
+            dynamo=True,
+            dynamic_shapes=({0: batch},),
+            verbose=False,
+        )
+    program.save(tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    assert [value.name for value in session.get_outputs()] == ["logits"]
+    for size in (1, 2, 5):
+        x = spectrograms(CONFIG, size, torch.float32)
+        (logits,) = session.run(None, {"x": x.numpy()})
+        assert relative_error(torch.from_numpy(logits), expected(x)) < 1e-5
+
+
+@pytest.mark.parametrize("gradients", [True, False], ids=["gradients", "no gradients"])
+def test_traced(gradients: bool) -> None:
+    """For any batch, and on the parameters of the model, not on weights folded once."""
+    expected, model = models()
+    with warnings.catch_warnings(), torch.set_grad_enabled(gradients):
+        warnings.simplefilter("ignore")
+        model(spectrograms(CONFIG, 2))
+        traced = torch.jit.trace(model, spectrograms(CONFIG, 2))
+    for module in (model, expected):
+        doubled(module)
+    for size in (1, 2, 5):
+        x = spectrograms(CONFIG, size)
+        assert relative_error(traced(x), expected(x)) < 1e-12
+    traced(x).sum().backward()
+    expected(x).sum().backward()
+    assert relative_error(model.cls_token.grad, expected.cls_token.grad) < 1e-10
+
+
+def through_a_file(model: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model)), through_a_file],
+    ids=["deepcopy", "pickle", "file"],
+)
+def test_copies_of_the_whole_model(copied: Callable[[nn.Module], nn.Module]) -> None:
+    """Also after a call that kept folded weights, which belong to the one model alone."""
+    expected, model = models()
+    model.set_grad_checkpointing()
+    x = spectrograms(CONFIG, 2)
+    with torch.no_grad():
+        before = model(x)
+        other = copied(model)
+        assert torch.equal(other(x), before)
+        doubled(other)
+        assert torch.equal(model(x), before)
+        doubled(expected)
+        assert relative_error(other(x), expected(x)) < 1e-12
+    assert [block.recompute for block in other.blocks] == [True, True]
+    assert [step.formulation for step in other.plan().steps] == FORMULATIONS
+
+
+def loss_of(model: nn.Module) -> Callable[[dict[str, Tensor], Tensor], Tensor]:
+    return lambda parameters, x: functional_call(model, parameters, (x,)).square().mean()
+
+
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+def test_gradients_of_each_sample(recompute: bool) -> None:
+    """Per-sample gradients, as differential privacy asks for; what is recomputed elsewhere is kept here."""
+    expected, model = models()
+    model.set_grad_checkpointing(recompute)
+    x = spectrograms(CONFIG, 3)
+    each = vmap(grad(loss_of(model)), (None, 0))(dict(model.named_parameters()), x.unsqueeze(1))
+    for sample in range(3):
+        loss = expected(x[sample : sample + 1]).square().mean()
+        wanted = torch.autograd.grad(loss, list(expected.parameters()))
+        for (name, _), value in zip(expected.named_parameters(), wanted, strict=True):
+            assert relative_error(each[name][sample], value) < 1e-10, name
+
+
+def test_directional_derivative() -> None:
+    expected, model = models()
+    x, direction = spectrograms(CONFIG, 2), spectrograms(CONFIG, 2)
+    (logits, along), (wanted_logits, wanted) = (jvp(module, (x,), (direction,)) for module in (model, expected))
+    assert relative_error(logits, wanted_logits) < 1e-12
+    assert relative_error(along, wanted) < 1e-11
+
+
+@pytest.mark.parametrize("gradients", [True, False], ids=["gradients", "no gradients"])
+@pytest.mark.parametrize("stacked", ["all", "transformer.0.pos_embedding_w", "fc.bias"])
+def test_several_models_at_once(gradients: bool, stacked: str) -> None:
+    """An ensemble over all parameters or one of them, after a call that kept folded weights."""
+    pairs = [models() for _ in range(3)]
+    for expected, model in pairs[1:]:
+        for module in (expected, model):
+            others = {name for name, _ in module.named_parameters() if stacked not in ("all", name)}
+            module.load_state_dict({n: v for n, v in pairs[0][1].state_dict().items() if n in others}, strict=False)
+    parameters, _ = stack_module_state([model for _, model in pairs])
+    axes = {name: 0 if stacked in ("all", name) else None for name in parameters}
+    given = {name: value if axes[name] == 0 else value[0] for name, value in parameters.items()}
+    x, model = spectrograms(CONFIG, 2), pairs[0][1]
+    with torch.set_grad_enabled(gradients):
+        model(x)
+        together = vmap(lambda values: functional_call(model, values, (x,)), (axes,))(given)
+        wanted = torch.stack([expected(x) for expected, _ in pairs])
+    assert relative_error(together, wanted) < 1e-12
+    assert together.requires_grad == gradients
+    assert relative_error(wanted[0], wanted[1]) > 1e-3
+
+
+def watched(module: nn.Module) -> tuple[list[str], list[Any]]:
+    """Names of the submodules of `module` that are called, as they are, and the hooks' handles."""
+    called: list[str] = []
+
+    def watch(name: str) -> Callable[..., None]:
+        return lambda *_: called.append(name)
+
+    return called, [one.register_forward_hook(watch(name)) for name, one in module.named_modules()]
+
+
+@pytest.mark.parametrize("first", ["low-rank", "direct"])
+def test_submodules_that_are_called(first: str) -> None:
+    """As docs/ecosystem.md lists them: of all others only the parameters are read."""
+    model = SepTr(**CONFIG, formulation=[first, *FORMULATIONS[1:]])
+    called, _ = watched(model)
+    model(spectrograms(CONFIG, 1, torch.float32))
+    projection = [] if first == "low-rank" else ["transformer.0.projection"]
+    assert called == ["transformer.0.pool", *projection, "fc", ""]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_hook_on_the_classifier_sees_the_batch(when: str) -> None:
+    """Also where it would be called for each sample."""
+    model, seen = SepTr(**CONFIG).eval(), []
+    register = model.fc.register_forward_pre_hook if when == "before" else model.fc.register_forward_hook
+    register(lambda _, given, *__: seen.append(len(given[0])))
+    with torch.no_grad():
+        model(spectrograms(CONFIG, 3, torch.float32))
+    assert seen == [3]
+
+
+def test_submodules_of_a_block_that_are_called() -> None:
+    block = SepTrBlock(2, (6, 4), 2, 8, 4, (2, 2), project=True, reconstruct=True, dim=8, formulation="direct")
+    called, _ = watched(block)
+    block(torch.randn(2, 2, 6, 4), torch.randn(1, 1, 1, 8))
+    assert called == ["pool", "projection", "reconstruct", "upsample", ""]
+
+
+@pytest.fixture
+def hub() -> Any:
+    """`septr_fast.hub`, which needs a package of its own."""
+    pytest.importorskip("huggingface_hub")
+    from septr_fast.adopt import hub
+
+    return hub
+
+
+def test_hub_folder(hub: Any, tmp_path: Path) -> None:
+    options = {**CONFIG, "return_cls": True, "first_axis": "width", "dropout_tr": 0.2}
+    positional = [options.pop(name) for name in ("channels", "input_size")]
+    model = hub.SepTr(*positional, **options).eval()
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    assert {**CONFIG, "input_size": [9, 7], "down_sample_input": [2, 1], "dropout_tr": 0.2}.items() <= config.items()
+    x = spectrograms(CONFIG, 2, torch.float32)
+    loaded = hub.SepTr.from_pretrained(str(tmp_path))
+    assert isinstance(loaded, SepTr)
+    assert not loaded.training
+    for result, wanted in zip(loaded(x), model(x), strict=True):
+        assert torch.equal(result, wanted)
+    plain = SepTr(**config)
+    from safetensors.torch import load_file
+
+    plain.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=True)
+    assert torch.equal(plain.eval()(x)[0], model(x)[0])
+
+
+def test_hub_weights_have_to_fit(hub: Any, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    hub.SepTr(**CONFIG).save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    del state["cls_token"]
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(RuntimeError, match="cls_token"):
+        hub.SepTr.from_pretrained(str(tmp_path))
+    hub.SepTr.from_pretrained(str(tmp_path), strict=False)
+
+
+def test_parameters_without_weight_decay() -> None:
+    model = SepTr(**CONFIG)
+    tokens = {"cls_token"} | {f"transformer.{i}.pos_embedding_{side}" for i in (0, 1) for side in "hw"}
+    assert model.no_weight_decay() == tokens
+    model.transformer[0].transformer_h.requires_grad_(False)
+    decayed, others = model.parameter_groups(0.05)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert {names[id(parameter)] for parameter in decayed["params"]} == {
+        name
+        for name, _ in model.named_parameters()
+        if name.endswith("weight") and "norm" not in name and "0.transformer_h" not in name
+    }
+    together = [id(parameter) for parameter in (*decayed["params"], *others["params"])]
+    assert sorted(together) == sorted(id(parameter) for parameter in model.parameters() if parameter.requires_grad)
+    optimizer = torch.optim.AdamW([decayed, others], lr=0.1, weight_decay=1.0)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    before = copy.deepcopy(model.state_dict())
+    optimizer.step()
+    for name, value in model.state_dict().items():
+        factor = 0.995 if id(model.get_parameter(name)) in {id(one) for one in decayed["params"]} else 1.0
+        assert relative_error(value, factor * before[name]) < 1e-6, name

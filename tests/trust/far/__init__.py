@@ -1,0 +1,1 @@
+"""Tensors of more than 2³¹ elements."""

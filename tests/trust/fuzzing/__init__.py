@@ -1,0 +1,1 @@
+"""Drawn cases of operators, passes and models."""

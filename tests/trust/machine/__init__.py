@@ -1,0 +1,1 @@
+"""Compiled kernels, judged by their code."""

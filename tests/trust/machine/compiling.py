@@ -1,0 +1,196 @@
+"""Compiles recorded launches and judges each: run as a program, prints one JSON object a line.
+
+Compiling needs a process in which Triton does not interpret, and no earlier results.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from septr_fast.kernels import launch
+from septr_fast.kernels.launch import Launch
+
+from septr_fast.commands.kernels import ARCHITECTURES, DTYPES
+from septr_fast.tuning import compiled, kernel_launches
+from septr_fast.tuning.kernel_report import DEFAULT, Case, Entry, complaints
+from trust.machine import machine_code, rows
+
+NARROW = kernel_launches.NARROW
+WIDE: dict[str, dict[str, Any]] = {
+    "head dim 256, direct": {**NARROW, "heads": 2, "dim_head": 256, "formulation": "direct"},
+    "8 channels": {**NARROW, "channels": 8, "formulation": ["low-rank", "merged"]},
+}
+"""Models for the rows of the launch tables that those of the kernel report leave unused."""
+
+SHORT = {
+    ("bfloat16", 80): ("normalize_bwd",),
+    ("float16", 89): ("axis_attention_fwd",),
+    ("float32", 86): ("mlp_fwd",),
+    ("tf32", 90): ("mlp_fwd",),
+    ("bfloat16", 100): ("mlp_fwd", "class_query_fwd"),
+}
+"""Kernels of the short form, by dtype and architecture."""
+SHORT_MODEL = "head dim 64, direct"
+BOTH_WAYS = "normalize_bwd"
+"""The kernel that is compiled with contraction and without."""
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@dataclass(frozen=True)
+class Work:
+    """A kernel to compile: the first case that it is of, a launch that it serves, and its `compiled.identity`."""
+
+    case: Case
+    launch: Launch
+    identity: str
+
+
+class _Called:
+    """Stands in for a kernel and notes what it is called with."""
+
+    def __init__(self) -> None:
+        self.given: dict[str, Any] = {}
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        return self._note
+
+    def warmup(self, *, grid: tuple[int, ...], **given: Any) -> None:
+        self._note(**given)
+
+    def _note(self, **given: Any) -> None:
+        self.given = given
+
+
+def recorded(full: bool) -> Iterator[tuple[Case, list[Launch]]]:
+    """The launches of every model, dtype and architecture; in short those of one small model in few cases."""
+    models = {**kernel_launches.MODELS, **WIDE}
+    cases = [(model, dtype, arch) for dtype in DTYPES for model in models for arch in ARCHITECTURES]
+    if not full:
+        cases = [(SHORT_MODEL, *key) for key in SHORT]
+    before = torch.get_float32_matmul_precision()
+    try:
+        for model, name, arch in cases:
+            dtype, precision = DTYPES[name]
+            torch.set_float32_matmul_precision(precision)
+            found = kernel_launches.launches(models[model], dtype, arch, mixed=model == DEFAULT)
+            yield Case(model, name, arch), found
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def unsaid(case: Case, one: Launch) -> list[str]:
+    """What a launch leaves to Triton's defaults, or says otherwise than the case asks, when it runs or compiles."""
+    wrong = []
+    for way in (lambda x: launch.run(x, torch.device("cpu")), launch.compile_only):
+        called = _Called()
+        way(replace(one, kernel=called))
+        wanted: dict[str, Any] = {"enable_fp_fusion": True}
+        if has_products(one):
+            wanted["INPUT_PRECISION"] = machine_code.PRECISIONS[case.dtype]
+        for name, value in wanted.items():
+            if called.given.get(name) != value:
+                wrong.append(f"{name}: expected {value!r}, got {called.given.get(name)!r}")
+    return [f"{one.name}, {', '.join(map(str, case))}: {problem}" for problem in dict.fromkeys(wrong)]
+
+
+def choose(cases: Iterable[tuple[Case, list[Launch]]], full: bool, wrong: list[str]) -> tuple[list[Work], int]:
+    """What is compiled, and how many launches were seen; adds to `wrong` what they leave unsaid.
+
+    Of the default model everything that compiles to something of its own; of the others what has a
+    configuration that was not met in that dtype on that architecture.
+    """
+    chosen: dict[tuple[str, str], Work] = {}
+    met, number = set(), 0
+    for case, launches in cases:
+        number += len(launches)
+        for one in launches:
+            wrong += unsaid(case, one)
+            config = one.config
+            key = (one.name, tuple(config.tiles.items()), config.warps, config.stages, case.dtype, case.arch)
+            new = key not in met
+            met.add(key)
+            if (new or case.model == DEFAULT) and (full or one.name in SHORT[case.dtype, case.arch]):
+                identity = compiled.identity(one, case.arch)
+                chosen.setdefault((identity, case.dtype if has_products(one) else ""), Work(case, one, identity))
+    return list(chosen.values()), number
+
+
+def has_products(one: Launch) -> bool:
+    """Whether a launch's kernel is told how to compute products."""
+    return "INPUT_PRECISION" in one.kernel.arg_names
+
+
+def judged(work: Work, fusion: bool = True) -> dict[str, Any]:
+    """Compile a kernel, without any cache, and tell what is found and what is wrong."""
+    case, one = work.case, work.launch
+    try:
+        with compiled._driver(), mock.patch.object(launch, "_options", _with_fusion(fusion)):
+            kernel = compiled._warm_up(one, case.arch, "trust")
+            found: compiled.Compiled | compiled.Failed = compiled.inspect(kernel, case.arch)
+    except Exception as error:
+        kernel, found = None, compiled.Failed(f"{type(error).__name__}: {str(error)[:200]}")
+    one.kernel.device_caches.clear()
+    entry = Entry(case, [one], found, work.identity)
+    wrong = complaints(entry)
+    told: dict[str, Any] = {"kernel": one.name, **case._asdict(), "identity": work.identity}
+    if kernel is not None and isinstance(found, compiled.Compiled):
+        where = f"{one.name} on sm_{case.arch}, {case.dtype}, {case.model}"
+        asked = machine_code.Asked(case.dtype, fusion)
+        wrong += [f"{where}: {fault}" for fault in machine_code.faults(kernel.asm, found.tensor_cores, asked)]
+        if kernel.metadata.enable_fp_fusion is not fusion:
+            wrong.append(f"{where}: enable_fp_fusion is {kernel.metadata.enable_fp_fusion}, expected {fusion}")
+        told |= {**asdict(found), "code": machine_code.summary(kernel.asm)}
+    return {**told, "wrong": list(dict.fromkeys(wrong))}
+
+
+def both_ways(work: Work) -> dict[str, Any]:
+    """A kernel with contraction and without: its code must be that asked for, and fewer products contracted."""
+    with_fusion, without = judged(work), judged(work, fusion=False)
+    wrong = with_fusion["wrong"] + without["wrong"]
+    counts = [told["code"]["multiply-adds"] if "code" in told else 0 for told in (with_fusion, without)]
+    if counts[0] <= counts[1]:
+        where = f"{work.launch.name} on sm_{work.case.arch}"
+        wrong.append(f"{where}: {counts[0]} multiply-adds, {counts[1]} where contraction is barred")
+    return {**with_fusion, "wrong": wrong, "contracted": counts}
+
+
+def _with_fusion(fusion: bool) -> Callable[[launch.Config], dict[str, Any]]:
+    options = launch._options
+    return options if fusion else lambda config: {**options(config), "enable_fp_fusion": False}
+
+
+def report(full: bool) -> Iterator[dict[str, Any]]:
+    """What was recorded, every kernel's judgement as it comes, and those of what is compiled both ways."""
+    wrong: list[str] = []
+    for path in sorted((ROOT / "kernels").glob("*.py")):
+        wrong += machine_code.unsaid_precision(path.read_text(encoding="utf-8"), path.name)
+    with rows.noted() as used:
+        works, number = choose(recorded(full), full, wrong)
+    wrong += rows.unused(used) if full else []
+    wrong += [] if number else ["no model launched a kernel"]
+    yield {"launches": number, "rows": len(used & rows.of_kernels()), "wrong": list(dict.fromkeys(wrong))}
+    twice: set[int] = set()
+    for work in works:
+        if work.launch.name == BOTH_WAYS and work.case.arch not in twice:
+            twice.add(work.case.arch)
+            yield both_ways(work)
+        else:
+            yield judged(work)
+
+
+def main(full: bool) -> None:
+    """Print the report."""
+    for told in report(full):
+        sys.stdout.write(json.dumps(told) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] == "full")

@@ -1,0 +1,127 @@
+"""Every kernel compiles to code that is as exact as was asked, and code that is not is found."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+pytest.importorskip("triton")
+
+from septr_fast.kernels import launch
+from trust.machine import machine_code, rows
+from trust.machine.machine_code import Asked
+from trust.outcome import silent
+from trust.parts import compilation
+
+KERNELS = 6
+"""That the short form compiles."""
+
+
+def test_compilation() -> None:
+    outcome = compilation.run(full=False, progress=silent)
+    assert outcome.wrong == []
+    assert outcome.tried == KERNELS
+    assert outcome.figures["launches whose precision and contraction were checked"] > 1000
+    assert outcome.figures["cases of model, dtype and architecture"] == 5
+
+
+@pytest.fixture(scope="module")
+def planted() -> dict[str, list[str]]:
+    """What is found in each planted kernel and launch."""
+    told = list(compilation.judgements([], module="trust.machine.planted_compilation"))
+    assert all("fault" in one for one in told), told
+    return {one["fault"]: one["wrong"] for one in told}
+
+
+FAULTS = {
+    "precision dropped": "a product in tf32, expected ieee",
+    "precision fixed": "a product in ieee, expected tf32",
+    "rounded operands": "a product of f16 and f16 summed up in f32",
+    "half sums": "summed up in f16",
+    "approximate": "tanh.approx.f32: not exact",
+    "half arithmetic": "arithmetic outside of float32",
+    "rounded apart": "cannot be contracted",
+    "spilling": "instructions spill registers",
+    "contraction unsaid": "enable_fp_fusion: expected True, got None",
+    "contraction barred": "enable_fp_fusion: expected True, got False",
+    "contraction barred, compiled": "where contraction is barred",
+    "precision unsaid": "INPUT_PRECISION: expected 'ieee', got None",
+    "precision of another case": "INPUT_PRECISION: expected 'tf32', got 'ieee'",
+}
+
+
+@pytest.mark.parametrize(("fault", "found"), FAULTS.items(), ids=FAULTS)
+def test_planted_faults_are_found(planted: dict[str, list[str]], fault: str, found: str) -> None:
+    assert any(found in wrong for wrong in planted[fault]), planted[fault]
+
+
+def test_planted_kernels_without_a_fault_pass(planted: dict[str, list[str]]) -> None:
+    sound = {fault: wrong for fault, wrong in planted.items() if fault.startswith("none")}
+    assert sound == {"none": [], "none, TF32": [], "none, float16": []}
+    assert set(planted) == {*sound, *FAULTS}
+
+
+DOT = "%y = tt.dot %x, %x, %zero{} : tensor<16x16xf32> * tensor<16x16xf32> -> tensor<16x16xf32>\n"
+HALVES = DOT.format("").replace("xf32> *", "xf16> *").replace("xf32> ->", "xf16> ->")
+MMA = "\tmma.sync.aligned.m16n8k8.row.col.f32.{0}.{0}.f32 {{ %r1 }}, {{ %r2 }};\n"
+CODE = [
+    ("sound", DOT.format(""), "\tfma.rn.f32 %f1, %f2;\n\tadd.f32 %f1, %f2;\n", {}, "float32", None),
+    ("sound, TF32", DOT.format(", inputPrecision = tf32"), MMA.format("tf32"), {"HMMA": 1}, "tf32", None),
+    (
+        "sound, 16 bits",
+        HALVES,
+        "\twgmma.mma_async.sync.aligned.m64n16k16.f32.f16.f16 %r;\n",
+        {"HGMMA": 1},
+        "float16",
+        None,
+    ),
+    ("unreadable", "%y = tt.dot_scaled %x", "", {}, "float32", "of which 0 can be read"),
+    ("other dtype", HALVES, MMA.format("bf16"), {"HMMA": 1}, "float16", ".f32.bf16.bf16.f32 for 1 products"),
+    ("tensor cores for nothing", "", MMA.format("f16"), {"HMMA": 1}, "float16", "for 0 products"),
+    ("no tensor cores", HALVES, "", {}, "float16", "no tensor-core instruction"),
+    ("machine code alone", DOT.format(""), "", {"HMMA": 4}, "float32", "in the machine code: {'HMMA': 4}"),
+    ("rounding to TF32", "", "\tcvt.rna.tf32.f32 %r1, %f1;\n", {}, "float32", "TF32 in the code"),
+    ("double", "", "\t@%p1 fma.rn.f64 %d1, %d2;\n", {}, "float32", "1 fma.rn.f64: arithmetic outside of float32"),
+    ("fast square root", "", "\tsqrt.approx.f32 %f1, %f2;\n", {}, "float32", "sqrt.approx.f32: not exact"),
+    ("flushed", "", "\tadd.ftz.f32 %f1, %f2;\n", {}, "float32", "add.ftz.f32: not exact"),
+    ("flushed outside of functions", "", "\tfma.rn.ftz.f32 %f1;\n", {}, "float32", "fma.rn.ftz.f32: not exact"),
+    ("flushed within functions", "%p = math.erf %h", "\tfma.rn.ftz.f32 %f1;\n", {}, "float32", None),
+]
+
+
+@pytest.mark.parametrize(
+    ("ttir", "ptx", "cores", "dtype", "found"), [case[1:] for case in CODE], ids=[c[0] for c in CODE]
+)
+def test_rules(ttir: str, ptx: str, cores: dict[str, int], dtype: str, found: str | None) -> None:
+    faults = list(machine_code.faults({"ttir": ttir, "ptx": ptx}, cores, Asked(dtype, True)))
+    assert len(faults) >= (found is not None)
+    assert any(found in fault for fault in faults) if found else faults == []
+
+
+@pytest.mark.parametrize("name", ["add.f32", "mul.f32x2", "sub.f32"])
+def test_rounding_tells_whether_contraction_is_barred(name: str) -> None:
+    operation, dtype = name.split(".")
+    for code, wrong_with_fusion in ((f"\t{name} %f1;\n", False), (f"\t{operation}.rn.{dtype} %f1;\n", True)):
+        for fusion in (True, False):
+            faults = list(machine_code.faults({"ttir": "", "ptx": code}, {}, Asked("float32", fusion)))
+            assert len(faults) == (fusion == wrong_with_fusion)
+
+
+def test_a_product_that_leaves_its_precision_open_is_found() -> None:
+    source = "y = tl.dot(a, b, input_precision=P)\nz = tl.dot(a, tl.trans(b), acc)\n"
+    assert machine_code.unsaid_precision(source, "kernel.py") == ["kernel.py:2: tl.dot without input_precision"]
+
+
+def test_a_program_that_ends_before_its_time_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "false")
+    (told,) = compilation.judgements(["short"])
+    assert told["wrong"] == ["trust.machine.compiling ended with status 1: no message"]
+
+
+def test_rows_of_the_tables_that_no_model_uses_are_found() -> None:
+    with rows.noted() as used:
+        launch.lookup("normalize", 90, 2, 64)
+    assert len(used & rows.of_kernels()) == 1
+    assert len(rows.unused(used)) == len(rows.of_kernels()) - 1
+    assert any(line.startswith("mlp_bwd on sm_100, 4 bytes per value") for line in rows.unused(used))

@@ -1,0 +1,1 @@
+"""Wrong calls, by what is called."""
