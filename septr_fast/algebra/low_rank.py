@@ -2,8 +2,8 @@
 
 Its tokens are `t_i = s_i A + c_i`, with `s_i` the `channels` values of a pixel, `A` the projection weight and `c_i`
 bias plus position (for the class token: `s = 0` and its own `c`). Normalization is linear up to the factor
-`r_i = 1 / σ_i`, and with `Ā`, `c̄_i` centred over `dim`, `σ_i² = mean((s_i Ā + c̄_i)²) + eps` is a quadratic polynomial in
-`s_i`. Queries, keys and values of the rows of `Ā` and `c̄` fix every score and every output: see `LowRank` in
+`r_i = 1 / σ_i`, and with `Ā`, `c̄_i` centred over `dim`, `σ_i² = mean((s_i Ā + c̄_i)²) + eps` is a quadratic polynomial
+in `s_i`. Queries, keys and values of the rows of `Ā` and `c̄` fix every score and every output: see `LowRank` in
 `septr_fast.algebra.folded`, where the notation is.
 """
 
