@@ -15,12 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from septr_fast import reference
-from septr_fast.algebra.direct import fold_direct
+from septr_fast.algebra.fold import Tokens, fold
 from septr_fast.algebra.fold_cache import FoldCache
-from septr_fast.algebra.folded import Direct, LowRank, Merged, Mlp, to_dtype
-from septr_fast.algebra.low_rank import fold_low_rank
-from septr_fast.algebra.merged import fold_merged
-from septr_fast.algebra.mlp import fold_mlp
+from septr_fast.algebra.folded import Folded
 from septr_fast.algebra.plan import FORMULATIONS, Step, TransformerShape, choose
 from septr_fast.algebra.reading import check_foldable, read_dropout
 from septr_fast.loading import as_a_whole
@@ -30,12 +27,12 @@ from septr_fast.passes.inputs import autocasts, check_input, check_placement
 from septr_fast.passes.lengths import Lengths
 from septr_fast.passes.lengths import read as read_lengths
 from septr_fast.passes.observers import records
+from septr_fast.passes.settings import Settings
 from septr_fast.passes.torch.linear import call
 from septr_fast.reference import Attention, FeedForward, Transformer, size_pair
 from septr_fast.resizing import resize_table
 
 Size = int | tuple[int, int] | list[int]
-Folded = list[tuple[Direct | Merged | LowRank, Mlp]]
 Resized = tuple[tuple[int, int], dict[str, nn.Parameter]]
 """An input size and the positions that change with it, by name."""
 Observer = Callable[[str, Transformer, Tensor, Tensor, Tensor], None]
@@ -96,7 +93,7 @@ class SepTrBlock(reference.SepTrBlock):
         self.recompute = False
         self.formulation = per_transformer(formulation, 2)
         self._steps = self._plan()
-        self._cache: FoldCache[Folded] = FoldCache()
+        self._cache: FoldCache[list[Folded]] = FoldCache()
 
     def forward(self, x: Tensor, cls_token: Tensor) -> tuple[Tensor, Tensor]:
         """Map a feature map and a class token through the block.
@@ -205,6 +202,7 @@ class SepTrBlock(reference.SepTrBlock):
         steps: Sequence[Step],
         lengths: Lengths | None = None,
         observe: Observer | None = None,
+        dtype: torch.dtype | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Run both transformers as planned.
 
@@ -214,6 +212,7 @@ class SepTrBlock(reference.SepTrBlock):
             steps: what `steps` returned.
             lengths: valid tokens of each sample; None for all.
             observe: called with what enters each transformer; not with a low-rank step, whose grid holds pixels.
+            dtype: of the products; None for that of autocast, or of the parameters.
 
         Returns:
             The grid `(batch, height, width, dim)` (as it came in to a class-only pass, which makes
@@ -225,34 +224,32 @@ class SepTrBlock(reference.SepTrBlock):
         autocast = autocasts(device_type)
         parameter_dtype = self.pos_embedding_h.dtype
         rounded = autocast and parameter_dtype != torch.float64
-        compute_dtype = torch.get_autocast_dtype(device_type) if rounded else parameter_dtype
+        compute_dtype = dtype or (torch.get_autocast_dtype(device_type) if rounded else parameter_dtype)
         if self.project and not low_rank:
             grid = call(self.projection, grid)
         owned = self.project
         with torch.autocast(device_type, enabled=False) if autocast else nullcontext():
             folded = self._folded(steps, cls_token, compute_dtype)
             cls_token = cls_token.expand(grid.shape[0], -1)
-            for (axis, transformer, pos_embedding), step, (attention, mlp) in zip(
-                self._order(), steps, folded, strict=True
-            ):
-                options: dict[str, Any] = {
-                    "axis": axis,
-                    "dropout": read_dropout(transformer),
-                    "recompute": self.recompute,
-                    "lengths": lengths,
-                    "backend": self.backend,
-                }
+            for (axis, transformer, pos_embedding), step, weights in zip(self._order(), steps, folded, strict=True):
+                settings = Settings(
+                    axis=axis,
+                    dropout=read_dropout(transformer),
+                    recompute=self.recompute,
+                    lengths=lengths,
+                    dtype=parameter_dtype,
+                    in_place=owned,
+                    backend=self.backend,
+                )
                 positions = pos_embedding[0, 0]
                 if observe is not None:
                     observe(axis, transformer, grid, cls_token, positions)
-                if isinstance(attention, LowRank):
-                    grid, cls_token = dispatch.low_rank_pass(grid, attention, mlp, dtype=parameter_dtype, **options)
+                if step.formulation == "low-rank":
+                    grid, cls_token = dispatch.low_rank_pass(grid, weights, settings)
                 elif step.formulation == "class-only":
-                    direct = cast(Direct, attention)
-                    cls_token = dispatch.class_only_pass(grid, cls_token, positions, direct, mlp, **options)
+                    cls_token = dispatch.class_only_pass(grid, cls_token, positions, weights, settings)
                 else:
-                    out = grid if owned else None
-                    grid, cls_token = dispatch.axis_pass(grid, cls_token, positions, attention, mlp, out=out, **options)
+                    grid, cls_token = dispatch.axis_pass(grid, cls_token, positions, weights, settings)
                 owned = True
         return grid, cls_token
 
@@ -266,7 +263,7 @@ class SepTrBlock(reference.SepTrBlock):
         along_width = ("width", self.transformer_w, self.pos_embedding_w)
         return [along_height, along_width] if self.first_axis == "height" else [along_width, along_height]
 
-    def _folded(self, steps: Sequence[Step], cls_token: Tensor, dtype: torch.dtype) -> Folded:
+    def _folded(self, steps: Sequence[Step], cls_token: Tensor, dtype: torch.dtype) -> list[Folded]:
         """The weights of both transformers as `steps` need them, for products in `dtype`.
 
         They are part of the graph where gradients can reach the parameters, otherwise kept across calls.
@@ -276,32 +273,22 @@ class SepTrBlock(reference.SepTrBlock):
         norms = [sublayer.norm for _, transformer, _ in self._order() for sublayer in transformer.sublayers]
         settings = (formulations, dtype, *(norm.eps for norm in norms))
 
-        def fold() -> Folded:
+        def folded() -> list[Folded]:
             return [
-                (
-                    self._fold_attention(formulation, transformer, positions, cls_token, dtype),
-                    _fold_mlp(transformer, dtype),
-                )
+                fold(transformer, formulation, dtype, self._tokens(formulation, cls_token, positions))
                 for formulation, (_, transformer, positions) in zip(formulations, self._order(), strict=True)
             ]
 
         in_graph = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters)
         if in_graph or records() or cls_token.is_meta:
-            return fold()
-        return self._cache.get(settings, parameters, fold)
+            return folded()
+        return self._cache.get(settings, parameters, folded)
 
-    def _fold_attention(
-        self, formulation: str, transformer: Transformer, positions: Tensor, cls_token: Tensor, dtype: torch.dtype
-    ) -> Direct | Merged | LowRank:
-        if formulation == "low-rank":
-            return fold_low_rank(transformer, cast(nn.Linear, self.projection), cls_token[0], positions[0, 0])
-        if formulation == "merged":
-            return to_dtype(fold_merged(transformer), dtype)
-        return to_dtype(fold_direct(transformer), dtype)
-
-
-def _fold_mlp(transformer: Transformer, dtype: torch.dtype) -> Mlp:
-    return to_dtype(fold_mlp(transformer), dtype)
+    def _tokens(self, formulation: str, cls_token: Tensor, positions: Tensor) -> Tokens | None:
+        """What the tokens of a low-rank transformer are made of; None for other formulations."""
+        if formulation != "low-rank":
+            return None
+        return Tokens(cast(nn.Linear, self.projection), cls_token[0], positions[0, 0])
 
 
 def per_transformer(formulation: str | Sequence[str | None] | None, transformers: int) -> tuple[str | None, ...]:

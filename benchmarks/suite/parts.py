@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from benchmarks.suite.cases import ATTENTION, BLOCK, TRANSFORMER
 from septr_fast import SepTr, SepTrBlock, reference
-from septr_fast.algebra.folded import Merged, to_dtype
-from septr_fast.algebra.merged import fold_merged
-from septr_fast.algebra.mlp import fold_mlp
+from septr_fast.algebra.fold import fold
+from septr_fast.algebra.folded import Folded, Merged
 from septr_fast.passes import backend, dispatch
-from septr_fast.passes.torch import passes as torch_passes
+from septr_fast.passes.settings import Settings
+from septr_fast.passes.torch import chunks
+from septr_fast.passes.torch.attention import merged_attention
 
 Outputs = tuple[Tensor, Tensor]
 
@@ -82,19 +83,19 @@ def _plain_attention(block: reference.SepTrBlock, axis: str, grid: Tensor, cls_t
 def _own_attention(block: reference.SepTrBlock, axis: str, name: str, grid: Tensor, cls_token: Tensor) -> Outputs:
     """Normalization and attention along `axis`, merged, as this package does it."""
     transformer = getattr(block, f"transformer_{axis[0]}")
-    weights: Merged = _kept(transformer, grid.dtype)[0]
+    weights = cast(Merged, _kept(transformer, grid.dtype).attention)
     if backend.choose(name, "axis_pass", grid.device) == "triton":
         return _triton_attention(weights, axis, grid, cls_token[:, 0, 0])
     rows = grid.transpose(1, 2) if axis == "height" else grid
     size = rows.shape[2] * weights.query_weight.shape[0] * grid.element_size()
-    limit = torch_passes.CPU_CHUNK_BYTES if grid.device.type == "cpu" else torch_passes.DEVICE_CHUNK_BYTES
+    limit = chunks.CPU_CHUNK_BYTES if grid.device.type == "cpu" else chunks.DEVICE_CHUNK_BYTES
     out, cls_out = torch.empty_like(grid), grid.new_empty(*rows.shape[:2], rows.shape[3])
     written = out.transpose(1, 2) if axis == "height" else out
     for start in range(0, rows.shape[1], max(1, limit // (size * len(rows)))):
         chunk = slice(start, start + max(1, limit // (size * len(rows))))
         front = cls_token.expand(-1, rows[:, chunk].shape[1], -1, -1)
         tokens = torch.cat([front, rows[:, chunk]], dim=2)
-        attended = torch_passes.merged_attention(tokens.flatten(0, 1), weights).view_as(tokens)
+        attended = merged_attention(tokens.flatten(0, 1), weights).view_as(tokens)
         written[:, chunk], cls_out[:, chunk] = attended[:, :, 1:], attended[:, :, 0]
     return out, cls_out
 
@@ -112,16 +113,15 @@ def _triton_attention(weights: Merged, axis: str, grid: Tensor, cls_token: Tenso
 
 def _own_transformer(block: SepTrBlock, name: str, grid: Tensor, cls_token: Tensor) -> Outputs:
     """The transformer along the width."""
-    attention, mlp = _kept(block.transformer_w, grid.dtype)
-    positions = block.pos_embedding_w[0, 0]
-    out, front = dispatch.axis_pass(grid, cls_token[:, 0, 0], positions, attention, mlp, axis="width", backend=name)
+    weights, positions = _kept(block.transformer_w, grid.dtype), block.pos_embedding_w[0, 0]
+    out, front = dispatch.axis_pass(grid, cls_token[:, 0, 0], positions, weights, Settings("width", backend=name))
     return out, front[:, None, None]
 
 
-def _kept(transformer: reference.Transformer, dtype: torch.dtype) -> Any:
-    """Folded weights, computed once: parts are timed in inference."""
+def _kept(transformer: reference.Transformer, dtype: torch.dtype) -> Folded:
+    """Merged weights, folded once: parts are timed in inference."""
     if "kept" not in vars(transformer):
         with torch.no_grad():
-            attention = to_dtype(fold_merged(transformer), dtype)
-            vars(transformer)["kept"] = attention, to_dtype(fold_mlp(transformer), dtype)
-    return vars(transformer)["kept"]
+            vars(transformer)["kept"] = fold(transformer, "merged", dtype)
+    kept: Folded = vars(transformer)["kept"]
+    return kept

@@ -11,7 +11,7 @@ All of it is computed in float32 at least and rounded once to the dtype in which
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -157,3 +157,15 @@ def tensors_of(tables: Direct | Merged | LowRank | Mlp) -> dict[str, Tensor]:
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which weights of `dtype` are combined: float64 for float64, otherwise float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class Folded(NamedTuple):
+    """The folded weights of one transformer.
+
+    Attributes:
+        attention: in the form that its formulation takes.
+        mlp: of its second sublayer.
+    """
+
+    attention: Direct | Merged | LowRank
+    mlp: Mlp

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch._library.custom_ops import OPDEFS
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from septr_fast.algebra.folded import Direct, LowRank
 from septr_fast.kernels import launch
 from septr_fast.kernels.launch import Config, Launch
 from septr_fast.model import SepTr
-from septr_fast.passes import dispatch
 
 NARROW: dict[str, Any] = {
     "input_size": (128, 216),
@@ -57,7 +55,7 @@ def launches(
     with recording(arch) as recorded:
         for residual_dtype in dict.fromkeys((dtype, torch.float32) if mixed else (dtype,)):
             with torch.device("meta"):
-                model = SepTr(**config).to(residual_dtype)
+                model = SepTr(**config, backend="triton").to(residual_dtype)
             for form in _attention_forms(arch, dtype, model.blocks[0].dim):
                 with launch.override({"attention_form": Config({"FUSED": form})}):
                     _class_token(model, dtype, batch).sum().backward()
@@ -88,19 +86,7 @@ def _class_token(model: SepTr, dtype: torch.dtype, batch: int) -> Tensor:
     x = torch.empty(batch, first.channels, *first.input_size, dtype=model.cls_token.dtype, device="meta")
     grid, cls_token = first.pixels(x), model.cls_token[0, 0]
     for block, steps in zip(model.blocks, model._steps, strict=True):
-        if block.project and steps[0].formulation != "low-rank":
-            grid = block.projection(grid)
-        folded = block._folded(steps, cls_token, dtype)
-        cls_token = cls_token.expand(batch, -1)
-        for (axis, _, positions), step, (attention, mlp) in zip(block._order(), steps, folded, strict=True):
-            options: dict[str, Any] = {"axis": axis, "backend": "triton"}
-            if isinstance(attention, LowRank):
-                grid, cls_token = dispatch.low_rank_pass(grid, attention, mlp, dtype=x.dtype, **options)
-            elif step.formulation == "class-only":
-                direct = cast(Direct, attention)
-                cls_token = dispatch.class_only_pass(grid, cls_token, positions[0, 0], direct, mlp, **options)
-            else:
-                grid, cls_token = dispatch.axis_pass(grid, cls_token, positions[0, 0], attention, mlp, **options)
+        grid, cls_token = block.transform(grid, cls_token, steps, dtype=dtype)
     return cls_token
 
 

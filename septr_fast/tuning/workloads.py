@@ -10,14 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from septr_fast import kernels
-from septr_fast.algebra.direct import fold_direct
-from septr_fast.algebra.folded import Direct, LowRank, Merged, Mlp, to_dtype
-from septr_fast.algebra.low_rank import fold_low_rank
-from septr_fast.algebra.merged import fold_merged
-from septr_fast.algebra.mlp import fold_mlp
+from septr_fast.algebra.fold import Tokens, fold
+from septr_fast.algebra.folded import Direct, Folded, LowRank, Merged, Mlp
 from septr_fast.algebra.plan import TransformerShape
 from septr_fast.model import SepTr
 from septr_fast.passes import dispatch
+from septr_fast.passes.settings import Settings
 from septr_fast.reference import Transformer
 
 PASSES = {"direct": "axis_pass", "merged": "axis_pass", "low-rank": "low_rank_pass", "class-only": "class_only_pass"}
@@ -108,16 +106,16 @@ class Workload:
         return replace(self, **own, attention=part("attention", self.attention), mlp=part("mlp", self.mlp))
 
     def _forward(self, backend: str) -> dict[str, Tensor]:
-        options: dict[str, Any] = {"axis": self.shape.axis, "backend": backend}
-        if isinstance(self.attention, LowRank):
-            dtype = torch.promote_types(self.cls_token.dtype, self.tokens.dtype)
-            grid, cls_token = dispatch.low_rank_pass(self.tokens, self.attention, self.mlp, dtype=dtype, **options)
+        weights = Folded(self.attention, self.mlp)
+        dtype = torch.promote_types(self.cls_token.dtype, self.tokens.dtype)
+        settings = Settings(self.shape.axis, dtype=dtype, backend=backend)
+        if self.formulation == "low-rank":
+            grid, cls_token = dispatch.low_rank_pass(self.tokens, weights, settings)
             return {"grid": grid, "cls_token": cls_token}
         operands = (self.tokens, self.cls_token, self.pos_embedding)
         if self.formulation == "class-only":
-            assert isinstance(self.attention, Direct)
-            return {"cls_token": dispatch.class_only_pass(*operands, self.attention, self.mlp, **options)}
-        grid, cls_token = dispatch.axis_pass(*operands, self.attention, self.mlp, **options)
+            return {"cls_token": dispatch.class_only_pass(*operands, weights, settings)}
+        grid, cls_token = dispatch.axis_pass(*operands, weights, settings)
         return {"grid": grid, "cls_token": cls_token}
 
 
@@ -172,15 +170,8 @@ def _draw(
         transformer = Transformer(shape.dim, shape.heads, shape.dim_head, shape.mlp_dim)
         cls_token, pos = torch.randn(batch, shape.dim), torch.randn(1 + shape.length, shape.dim)
         tokens = torch.randn(batch, height, width, features)
-        attention: Direct | Merged | LowRank
-        if formulation == "low-rank":
-            projection = nn.Linear(features, shape.dim)
-            attention = fold_low_rank(transformer, projection, cls_token[0], pos)
-        elif formulation == "merged":
-            attention = to_dtype(fold_merged(transformer), dtype)
-        else:
-            attention = to_dtype(fold_direct(transformer), dtype)
-        mlp = to_dtype(fold_mlp(transformer), dtype)
+        made_of = Tokens(nn.Linear(features, shape.dim), cls_token[0], pos) if formulation == "low-rank" else None
+        attention, mlp = fold(transformer, formulation, dtype, made_of)
     return Workload(shape, formulation, tokens.to(residual), cls_token.to(residual), pos.to(residual), attention, mlp)
 
 

@@ -13,7 +13,8 @@ from support.compare import pair, relative_error, spectrograms
 from torch import nn
 
 from benchmarks.suite.shapes import SMALL
-from septr_fast import SepTr, block
+from septr_fast import SepTr
+from septr_fast.algebra import fold
 from septr_fast.algebra.fold_cache import FoldCache
 from septr_fast.algebra.folded import to_dtype
 from septr_fast.algebra.merged import fold_merged
@@ -115,7 +116,7 @@ def test_never_stale(
 def test_kept_across_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     _, model = pair(CONFIG, formulation="merged")
     calls = []
-    monkeypatch.setattr(block, "fold_merged", lambda transformer: calls.append(1) or fold_merged(transformer))
+    monkeypatch.setattr(fold, "fold_merged", lambda transformer: calls.append(1) or fold_merged(transformer))
     x = spectrograms(CONFIG, batch=1)
     with torch.no_grad():
         for _ in range(3):

@@ -11,9 +11,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from septr_fast import SepTr, SepTrBlock
-from septr_fast.algebra.merged import fold_merged
-from septr_fast.algebra.mlp import fold_mlp
+from septr_fast.algebra.fold import fold
 from septr_fast.passes import dispatch
+from septr_fast.passes.settings import Settings
 
 SIZES: dict[str, Any] = {"input_size": (6, 8), "depth": 1, "heads": 2, "mlp_dim": 8, "dim_head": 4, "dim": 8}
 
@@ -137,21 +137,21 @@ def test_block_input() -> None:
 
 def test_passes_name_their_arguments() -> None:
     transformer = SepTrBlock(**BLOCK).transformer_h
-    attention, mlp = fold_merged(transformer), fold_mlp(transformer)
+    weights = fold(transformer, "merged", torch.float32)
     grid, cls_token, positions = torch.zeros(2, 6, 4, 8), torch.zeros(2, 8), torch.zeros(7, 8)
     for arguments, message in (
-        ((grid, cls_token, positions, attention, mlp, "depth"), "axis: expected one of height, width, got 'depth'"),
+        ((grid, cls_token, positions, weights, "depth"), "axis: expected one of height, width, got 'depth'"),
         (
-            (grid, cls_token, positions, attention, mlp, "width"),
+            (grid, cls_token, positions, weights, "width"),
             "pos_embedding: expected 5 positions for sequences of 4",
         ),
-        ((grid[0], cls_token, positions, attention, mlp, "height"), "grid: expected (batch, height, width, dim), got"),
-        ((grid, cls_token[0], positions, attention, mlp, "height"), "cls_token: expected (2, 8), got (8,)"),
-        ((grid, cls_token, positions[:, :4], attention, mlp, "height"), "pos_embedding: expected width 8, got 4"),
+        ((grid[0], cls_token, positions, weights, "height"), "grid: expected (batch, height, width, dim), got"),
+        ((grid, cls_token[0], positions, weights, "height"), "cls_token: expected (2, 8), got (8,)"),
+        ((grid, cls_token, positions[:, :4], weights, "height"), "pos_embedding: expected width 8, got 4"),
     ):
         *tensors, axis = arguments
         with pytest.raises(ValueError, match=re.escape(message)):
-            dispatch.axis_pass(*tensors, axis=axis)
+            dispatch.axis_pass(*tensors, Settings(axis))
 
 
 def test_checkpoint_of_another_size_is_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -191,7 +192,7 @@ def run(workload: Any, backend: str, lengths: Lengths | None) -> dict[str, Tenso
     """Results and gradients of a pass with lengths."""
     function = getattr(dispatch, workload.pass_name)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dispatch, workload.pass_name, lambda *a, **k: function(*a, **k, lengths=lengths))
+        patch.setattr(dispatch, workload.pass_name, lambda *a: function(*a[:-1], replace(a[-1], lengths=lengths)))
         return workload.run(backend)
 
 

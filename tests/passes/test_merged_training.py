@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from septr_fast import SepTr
-from septr_fast.algebra.folded import Dropout, Merged, Mlp
+from septr_fast.algebra.folded import Dropout, Folded, Merged, Mlp
 from septr_fast.passes.lengths import Lengths
-from septr_fast.passes.torch import merged_training
+from septr_fast.passes.settings import Settings
+from septr_fast.passes.torch import chunks, merged_training
 from septr_fast.passes.torch import passes as torch_passes
 
 HEADS, DIM, MLP_DIM = 3, 16, 24
@@ -40,8 +41,8 @@ def tensors(batch: int, height: int, width: int, axis: str, dtype: torch.dtype =
 
 
 def run(function: Pass, axis: str, given: list[Tensor], **options: Any) -> tuple[Tensor, Tensor]:
-    attention, mlp = Merged(HEADS, 1e-5, *given[3:7]), Mlp(1e-5, *given[7:])
-    return function(*given[:3], attention, mlp, axis=axis, **options)
+    weights = Folded(Merged(HEADS, 1e-5, *given[3:7]), Mlp(1e-5, *given[7:]))
+    return function(*given[:3], weights, Settings(axis, **options))
 
 
 def gradients(function: Pass, axis: str, given: list[Tensor], direction: list[Tensor]) -> list[Tensor]:
@@ -64,17 +65,19 @@ def served(result: Tensor) -> bool:
 def test_equals_autograd(axis: str, shape: tuple[int, int, int], rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     given = tensors(*shape, axis)
     tokens = given[2].shape[0]
-    monkeypatch.setattr(torch_passes, "CPU_TRAINING_CHUNK_BYTES", rows * tokens * HEADS * DIM * 4)
+    monkeypatch.setattr(chunks, "CPU_TRAINING_CHUNK_BYTES", rows * tokens * HEADS * DIM * 4)
     found = run(torch_passes.axis_pass, axis, given)
-    plain = run(torch_passes._axis_pass, axis, given)
+    plain = run(torch_passes.plain_axis_pass, axis, given)
     assert served(found[0])
     assert not served(plain[0])
     for one, other in zip(found, plain, strict=True):
         assert torch.equal(one, other)
     direction = [torch.randn_like(part) for part in found]
     exact = [tensor.detach().double().requires_grad_() for tensor in given]
-    wanted = gradients(torch_passes._axis_pass, axis, exact, [part.double() for part in direction])
-    ours, theirs = (gradients(way, axis, given, direction) for way in (torch_passes.axis_pass, torch_passes._axis_pass))
+    wanted = gradients(torch_passes.plain_axis_pass, axis, exact, [part.double() for part in direction])
+    ours, theirs = (
+        gradients(way, axis, given, direction) for way in (torch_passes.axis_pass, torch_passes.plain_axis_pass)
+    )
     for one, other, true in zip(ours, theirs, wanted, strict=True):
         assert one.shape == true.shape
         scale = true.norm() + true.numel() ** 0.5 * 1e-2
@@ -128,7 +131,7 @@ def test_one_output_alone(output: int) -> None:
     given = tensors(2, 3, 4, "height")
     ours, theirs = (
         torch.autograd.grad(run(way, "height", given)[output].square().sum(), given)
-        for way in (torch_passes.axis_pass, torch_passes._axis_pass)
+        for way in (torch_passes.axis_pass, torch_passes.plain_axis_pass)
     )
     for one, other in zip(ours, theirs, strict=True):
         assert (one - other).norm() <= 1e-5 * other.norm()
@@ -150,7 +153,7 @@ def test_keeps_no_more_than_autograd(recompute: bool) -> None:
         assert result
         return sum(found.values())
 
-    assert kept(torch_passes.axis_pass) <= kept(torch_passes._axis_pass)
+    assert kept(torch_passes.axis_pass) <= kept(torch_passes.plain_axis_pass)
 
 
 def test_only_where_it_may() -> None:

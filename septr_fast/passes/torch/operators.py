@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from septr_fast.algebra.folded import NO_DROPOUT, Direct, Dropout, LowRank, Merged, Mlp
+from septr_fast.algebra.folded import NO_DROPOUT, Direct, Dropout, Folded, LowRank, Merged, Mlp
 from septr_fast.passes.lengths import Lengths
 from septr_fast.passes.observers import exports, transforms
+from septr_fast.passes.settings import Settings
 from septr_fast.passes.torch import passes as torch_passes
 
 
@@ -28,53 +29,27 @@ def serve(device: torch.device, dropout: Dropout) -> bool:
 
 
 def axis_pass(
-    grid: Tensor,
-    cls_token: Tensor,
-    pos_embedding: Tensor,
-    attention: Direct | Merged,
-    mlp: Mlp,
-    *,
-    axis: str,
-    out: Tensor | None = None,
-    lengths: Lengths | None = None,
-    **_: Any,
+    grid: Tensor, cls_token: Tensor, pos_embedding: Tensor, weights: Folded, settings: Settings
 ) -> tuple[Tensor, Tensor]:
-    """See `septr_fast.passes.dispatch.axis_pass`; `out` may be `grid` alone."""
-    weights = (_tensors(attention), _tensors(mlp), attention.heads, [attention.eps, mlp.eps])
-    grid = grid.contiguous() if out is grid else grid.clone(memory_format=torch.contiguous_format)
-    merged = isinstance(attention, Merged)
-    return grid, _axis_pass(grid, cls_token, pos_embedding, *weights, merged, axis, *_padded(lengths))
+    """See `septr_fast.passes.dispatch.axis_pass`."""
+    in_place, merged = settings.in_place, isinstance(weights.attention, Merged)
+    grid = grid.contiguous() if in_place else grid.clone(memory_format=torch.contiguous_format)
+    tokens = (grid, cls_token, pos_embedding)
+    return grid, _axis_pass(*tokens, *_weights(weights), merged, settings.axis, *_padded(settings.lengths))
 
 
-def low_rank_pass(
-    pixels: Tensor,
-    attention: LowRank,
-    mlp: Mlp,
-    *,
-    axis: str,
-    dtype: torch.dtype | None = None,
-    lengths: Lengths | None = None,
-    **_: Any,
-) -> tuple[Tensor, Tensor]:
+def low_rank_pass(pixels: Tensor, weights: Folded, settings: Settings) -> tuple[Tensor, Tensor]:
     """See `septr_fast.passes.dispatch.low_rank_pass`."""
-    weights = (_tensors(attention), _tensors(mlp), attention.heads, mlp.eps)
-    return _low_rank_pass(pixels, *weights, axis, pixels.dtype if dtype is None else dtype, *_padded(lengths))
+    dtype = pixels.dtype if settings.dtype is None else settings.dtype
+    return _low_rank_pass(pixels, *_weights(weights), settings.axis, dtype, *_padded(settings.lengths))
 
 
 def class_only_pass(
-    grid: Tensor,
-    cls_token: Tensor,
-    pos_embedding: Tensor,
-    attention: Direct,
-    mlp: Mlp,
-    *,
-    axis: str,
-    lengths: Lengths | None = None,
-    **_: Any,
+    grid: Tensor, cls_token: Tensor, pos_embedding: Tensor, weights: Folded, settings: Settings
 ) -> Tensor:
     """See `septr_fast.passes.dispatch.class_only_pass`."""
-    weights = (_tensors(attention), _tensors(mlp), attention.heads, [attention.eps, mlp.eps])
-    return _class_only_pass(grid, cls_token, pos_embedding, *weights, axis, *_padded(lengths))
+    tokens = (grid, cls_token, pos_embedding)
+    return _class_only_pass(*tokens, *_weights(weights), settings.axis, *_padded(settings.lengths))
 
 
 @torch.library.custom_op("septr_fast::torch_axis_pass", mutates_args=("grid",))
@@ -93,10 +68,9 @@ def _axis_pass(
 ) -> Tensor:
     """The class token; the grid is changed in place, since fresh memory of its size costs two percent of the time."""
     kind = Merged if merged else Direct
-    weights = (kind(heads, eps[0], *attention), Mlp(eps[1], *mlp))  # type: ignore[arg-type]
-    lengths = _lengths(valid, padded_axis)
-    options: dict[str, Any] = {"axis": axis, "lengths": lengths, "out": grid}
-    out, cls_token = torch_passes.axis_pass(grid, cls_token, pos_embedding, *weights, **options)
+    weights = Folded(kind(heads, eps[0], *attention), Mlp(eps[1], *mlp))  # type: ignore[arg-type]
+    settings = Settings(axis, lengths=_lengths(valid, padded_axis), in_place=True)
+    out, cls_token = torch_passes.axis_pass(grid, cls_token, pos_embedding, weights, settings)
     if out is not grid:
         grid.copy_(out)
     return cls_token
@@ -108,15 +82,15 @@ def _low_rank_pass(
     attention: Sequence[Tensor | None],
     mlp: Sequence[Tensor | None],
     heads: int,
-    eps: float,
+    eps: Sequence[float],
     axis: str,
     dtype: torch.dtype,
     valid: Tensor | None,
     padded_axis: str,
 ) -> tuple[Tensor, Tensor]:
-    weights = (LowRank(heads, *attention), Mlp(eps, *mlp))  # type: ignore[arg-type]
-    lengths = _lengths(valid, padded_axis)
-    return torch_passes.low_rank_pass(pixels, *weights, axis=axis, dtype=dtype, lengths=lengths)
+    weights = Folded(LowRank(heads, *attention), Mlp(eps[0], *mlp))  # type: ignore[arg-type]
+    settings = Settings(axis, dtype=dtype, lengths=_lengths(valid, padded_axis))
+    return torch_passes.low_rank_pass(pixels, weights, settings)
 
 
 @torch.library.custom_op("septr_fast::torch_class_only_pass", mutates_args=())
@@ -132,9 +106,9 @@ def _class_only_pass(
     valid: Tensor | None,
     padded_axis: str,
 ) -> Tensor:
-    weights = (Direct(heads, eps[0], *attention), Mlp(eps[1], *mlp))  # type: ignore[arg-type]
-    lengths = _lengths(valid, padded_axis)
-    return torch_passes.class_only_pass(grid, cls_token, pos_embedding, *weights, axis=axis, lengths=lengths)
+    weights = Folded(Direct(heads, eps[0], *attention), Mlp(eps[1], *mlp))  # type: ignore[arg-type]
+    settings = Settings(axis, lengths=_lengths(valid, padded_axis))
+    return torch_passes.class_only_pass(grid, cls_token, pos_embedding, weights, settings)
 
 
 @_axis_pass.register_fake
@@ -143,7 +117,7 @@ def _(grid: Tensor, cls_token: Tensor, *_: Any) -> Tensor:
 
 
 @_low_rank_pass.register_fake
-def _(pixels: Tensor, attention: Any, mlp: Any, heads: int, eps: float, axis: str, dtype: Any, *_: Any) -> Any:
+def _(pixels: Tensor, attention: Any, mlp: Any, heads: int, eps: Any, axis: str, dtype: Any, *_: Any) -> Any:
     dim = mlp[3].shape[0]
     return pixels.new_empty(*pixels.shape[:3], dim, dtype=dtype), pixels.new_empty(pixels.shape[0], dim, dtype=dtype)
 
@@ -151,6 +125,12 @@ def _(pixels: Tensor, attention: Any, mlp: Any, heads: int, eps: float, axis: st
 @_class_only_pass.register_fake
 def _(grid: Tensor, cls_token: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(cls_token, memory_format=torch.contiguous_format)
+
+
+def _weights(weights: Folded) -> tuple[list[Tensor | None], list[Tensor | None], int, list[float]]:
+    """The tensors of attention and MLP in the order of their fields, the heads, and the epsilons that there are."""
+    eps = [part.eps for part in weights if not isinstance(part, LowRank)]
+    return _tensors(weights.attention), _tensors(weights.mlp), weights.attention.heads, eps
 
 
 def _tensors(weights: Direct | Merged | LowRank | Mlp) -> list[Tensor | None]:

@@ -7,18 +7,19 @@ plain PyTorch. Weights come folded, as for `torch_backend`. Whether a pass can r
 
 from __future__ import annotations
 
-from typing import Any
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from septr_fast.algebra.folded import Direct, Dropout, LowRank, Merged, Mlp
+from septr_fast.algebra.folded import Direct, Folded, LowRank, Merged, Mlp
 from septr_fast.kernels import launch
 from septr_fast.kernels.axis_pass_operator import axis_pass as axis_pass_operator
 from septr_fast.kernels.class_attention import class_attention
 from septr_fast.kernels.low_rank_pass_operator import low_rank_pass as low_rank_pass_operator
-from septr_fast.passes.lengths import Lengths, keys, mean_over_rows
+from septr_fast.passes.lengths import keys, mean_over_rows
+from septr_fast.passes.settings import Settings
 from septr_fast.passes.sublayers import class_query, mlp_branch, project_attended
 from septr_fast.passes.triton import tuned
 
@@ -26,39 +27,25 @@ launch.use_tuned(tuned.rows)
 
 
 def axis_pass(
-    grid: Tensor,
-    cls_token: Tensor,
-    pos_embedding: Tensor,
-    attention: Direct | Merged,
-    mlp: Mlp,
-    *,
-    axis: str,
-    lengths: Lengths | None = None,
-    **_: Any,
+    grid: Tensor, cls_token: Tensor, pos_embedding: Tensor, weights: Folded, settings: Settings
 ) -> tuple[Tensor, Tensor]:
     """See `septr_fast.passes.dispatch.axis_pass`; the memory that recomputing would save is never taken."""
+    attention, mlp = weights
     if isinstance(attention, Merged):
-        projection = (attention.query_weight, attention.query_bias)
+        merged, projection = True, (attention.query_weight, attention.query_bias)
     else:
-        projection = (attention.qkv_weight, attention.qkv_bias)
+        attention = cast(Direct, attention)
+        merged, projection = False, (attention.qkv_weight, attention.qkv_bias)
     tensors = (grid, cls_token, pos_embedding, *projection, attention.out_weight, attention.out_bias, *_layers(mlp))
-    merged, keep = isinstance(attention, Merged), _differentiates(*tensors)
-    settings = (attention.heads, merged, attention.eps, mlp.eps, axis, keep, keys(lengths, axis))
-    out, cls_tokens, _, _ = axis_pass_operator(*tensors, *settings)
-    return out, mean_over_rows(cls_tokens, lengths, axis)
+    valid = keys(settings.lengths, settings.axis)
+    own = (attention.heads, merged, attention.eps, mlp.eps, settings.axis, _differentiates(*tensors), valid)
+    out, cls_tokens, _, _ = axis_pass_operator(*tensors, *own)
+    return out, mean_over_rows(cls_tokens, settings.lengths, settings.axis)
 
 
-def low_rank_pass(
-    pixels: Tensor,
-    attention: LowRank,
-    mlp: Mlp,
-    *,
-    axis: str,
-    dtype: torch.dtype | None = None,
-    lengths: Lengths | None = None,
-    **_: Any,
-) -> tuple[Tensor, Tensor]:
+def low_rank_pass(pixels: Tensor, weights: Folded, settings: Settings) -> tuple[Tensor, Tensor]:
     """See `septr_fast.passes.dispatch.low_rank_pass`."""
+    attention, mlp = cast(LowRank, weights.attention), weights.mlp
     tables = (
         attention.gram,
         attention.cross,
@@ -76,30 +63,22 @@ def low_rank_pass(
         attention.token_bias,
     )
     tensors = (pixels, *tables, *_layers(mlp))
-    residual_dtype = pixels.dtype if dtype is None else dtype
-    out, cls_tokens, _, _ = low_rank_pass_operator(*tensors, mlp.eps, axis, residual_dtype, _differentiates(*tensors))
-    return out, mean_over_rows(cls_tokens, lengths, axis)
+    dtype = pixels.dtype if settings.dtype is None else settings.dtype
+    out, cls_tokens, _, _ = low_rank_pass_operator(*tensors, mlp.eps, settings.axis, dtype, _differentiates(*tensors))
+    return out, mean_over_rows(cls_tokens, settings.lengths, settings.axis)
 
 
 def class_only_pass(
-    grid: Tensor,
-    cls_token: Tensor,
-    pos_embedding: Tensor,
-    attention: Direct,
-    mlp: Mlp,
-    *,
-    axis: str,
-    dropout: Dropout,
-    lengths: Lengths | None = None,
-    **_: Any,
+    grid: Tensor, cls_token: Tensor, pos_embedding: Tensor, weights: Folded, settings: Settings
 ) -> Tensor:
     """See `septr_fast.passes.dispatch.class_only_pass`."""
+    attention, mlp, dropout = cast(Direct, weights.attention), weights.mlp, settings.dropout
     cls_token = cls_token + pos_embedding[0]
     normalized, query = class_query(cls_token, attention)
-    valid = keys(lengths, axis)
-    attended, _ = class_attention(grid, pos_embedding, query, normalized, attention.eps, axis, valid)
+    valid = keys(settings.lengths, settings.axis)
+    attended, _ = class_attention(grid, pos_embedding, query, normalized, attention.eps, settings.axis, valid)
     y = cls_token.unsqueeze(1) + F.dropout(project_attended(attended, attention), dropout.attention)
-    return mean_over_rows(y + mlp_branch(y, mlp, dropout), lengths, axis)
+    return mean_over_rows(y + mlp_branch(y, mlp, dropout), settings.lengths, settings.axis)
 
 
 def _layers(mlp: Mlp) -> tuple[Tensor, Tensor, Tensor, Tensor]:

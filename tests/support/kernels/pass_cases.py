@@ -16,12 +16,13 @@ pytest.importorskip("triton")
 from septr_fast.kernels import launch
 
 from septr_fast.algebra.direct import fold_direct
-from septr_fast.algebra.folded import Direct, LowRank, Merged, Mlp, to_dtype
+from septr_fast.algebra.folded import Direct, Folded, LowRank, Merged, Mlp, to_dtype
 from septr_fast.algebra.low_rank import fold_low_rank
 from septr_fast.algebra.merged import fold_merged
 from septr_fast.algebra.mlp import fold_mlp
 from septr_fast.passes import dispatch
 from septr_fast.passes.lengths import Lengths, clear
+from septr_fast.passes.settings import Settings
 from septr_fast.reference import Transformer
 
 ATTENTION = launch.Config({"BLOCK_Q": 16, "BLOCK_K": 16, "BLOCK_C": 256})
@@ -101,17 +102,17 @@ class Case:
 
     def _run(self, backend: str) -> dict[str, Tensor]:
         given = self.tensors
-        options: dict[str, Any] = {"axis": self.axis, "backend": backend, "lengths": self.lengths}
+        settings = Settings(self.axis, lengths=self.lengths, dtype=self.dtype, backend=backend)
         mlp = Mlp(**_values("mlp.", given, Mlp))
         if self.tables is not None:
             attention = torch.func.functional_call(self.tables, _behind("attention.", given), ())
-            results = dispatch.low_rank_pass(given["pixels"], attention, mlp, dtype=self.dtype, **options)
+            results = dispatch.low_rank_pass(given["pixels"], Folded(attention, mlp), settings)
             return dict(zip(("out", "cls_out"), results, strict=True))
-        attention = self.kind(heads=self.heads, **_values("attention.", given, self.kind))
+        weights = Folded(self.kind(heads=self.heads, **_values("attention.", given, self.kind)), mlp)
         tokens = (given["grid"], given["cls_token"], given["positions"])
         if self.class_only:
-            return {"cls_out": dispatch.class_only_pass(*tokens, attention, mlp, **options)}
-        return dict(zip(("out", "cls_out"), dispatch.axis_pass(*tokens, attention, mlp, **options), strict=True))
+            return {"cls_out": dispatch.class_only_pass(*tokens, weights, settings)}
+        return dict(zip(("out", "cls_out"), dispatch.axis_pass(*tokens, weights, settings), strict=True))
 
     def output_gradients(self) -> dict[str, Tensor]:
         """Random gradients of the results."""

@@ -10,6 +10,7 @@ from unittest import mock
 
 from torch import Tensor, is_grad_enabled
 
+from septr_fast.passes.torch import chunks as passes_in_chunks
 from septr_fast.passes.torch import merged_training
 from septr_fast.passes.torch import passes as torch_passes
 
@@ -27,7 +28,7 @@ def chunks(size: int | None) -> Iterator[None]:
     if size is None:
         yield
         return
-    with mock.patch.multiple(torch_passes, **dict.fromkeys(SIZES, size)):
+    with mock.patch.multiple(passes_in_chunks, **dict.fromkeys(SIZES, size)):
         yield
 
 
@@ -35,7 +36,7 @@ def chunks(size: int | None) -> Iterator[None]:
 def counted() -> Iterator[Counter[str]]:
     """Count the passes inside that took several chunks of a sample, by their kind."""
     found: Counter[str] = Counter()
-    chunk_size, merged = torch_passes._chunk_size, merged_training.run
+    chunk_size, merged = passes_in_chunks.chunk_size, merged_training.run
 
     def noting(rows: Tensor, bytes_per_row: int) -> tuple[int, int]:
         samples, count = chunk_size(rows, bytes_per_row)
@@ -54,7 +55,8 @@ def counted() -> Iterator[Counter[str]]:
         return merged(rows, cls_token, pos_embedding, weights, settings, plain)
 
     with (
-        mock.patch.object(torch_passes, "_chunk_size", noting),
+        mock.patch.object(passes_in_chunks, "chunk_size", noting),
+        mock.patch.object(torch_passes, "chunk_size", noting),
         mock.patch.object(merged_training, "run", noting_merged),
     ):
         yield found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from septr_fast.kernels import launch
@@ -16,13 +16,10 @@ from support.padded import alone
 from torch import Tensor, nn
 
 from septr_fast import SepTr, reference
-from septr_fast.algebra.direct import fold_direct
-from septr_fast.algebra.folded import to_dtype
-from septr_fast.algebra.low_rank import fold_low_rank
-from septr_fast.algebra.merged import fold_merged
-from septr_fast.algebra.mlp import fold_mlp
+from septr_fast.algebra.fold import Tokens, fold
 from septr_fast.passes import dispatch
 from septr_fast.passes.lengths import Lengths, clear
+from septr_fast.passes.settings import Settings
 from trust.fuzzing.cases import DTYPES, ModelCase, PassCase
 from trust.fuzzing.chunks import chunks
 from trust.fuzzing.operators import grid_shape, laid_out, padded_lengths
@@ -80,23 +77,19 @@ def _torch_pass(case: PassCase, seed: int) -> Triple:
 
 def run_pass(operands: Operands, case: PassCase, lengths: Lengths | None) -> Results:
     """By `septr_fast.passes.dispatch` on the case's backend."""
-    transformer, mlp = operands.transformer, fold_mlp(operands.transformer)
-    dtype = operands.tokens.dtype
-    options: dict[str, Any] = {"axis": case.axis, "lengths": lengths, "backend": case.backend}
-    tokens = operands.tokens
-    if lengths is not None:
-        tokens = clear(tokens, lengths)
+    settings = Settings(case.axis, lengths=lengths, backend=case.backend)
+    tokens = operands.tokens if lengths is None else clear(operands.tokens, lengths)
+    made_of = None
     if case.formulation == "low-rank":
-        class_token, positions = operands.cls_token[0], operands.positions
-        tables = fold_low_rank(transformer, operands.projection, class_token, positions)
-        out, cls_out = dispatch.low_rank_pass(tokens, tables, to_dtype(mlp, dtype), **options)
+        made_of = Tokens(cast(nn.Linear, operands.projection), operands.cls_token[0], operands.positions)
+    weights = fold(operands.transformer, case.formulation, operands.tokens.dtype, made_of)
+    given = (tokens, operands.cls_token, operands.positions, weights, settings)
+    if case.formulation == "class-only":
+        return {"cls_out": dispatch.class_only_pass(*given)}
+    if case.formulation == "low-rank":
+        out, cls_out = dispatch.low_rank_pass(tokens, weights, settings)
     else:
-        fold = fold_merged if case.formulation == "merged" else fold_direct
-        weights = to_dtype(fold(transformer), dtype), to_dtype(mlp, dtype)
-        given = (tokens, operands.cls_token, operands.positions, *weights)
-        if case.formulation == "class-only":
-            return {"cls_out": dispatch.class_only_pass(*given, **options)}
-        out, cls_out = dispatch.axis_pass(*given, **options)
+        out, cls_out = dispatch.axis_pass(*given)
     return {"out": out if lengths is None else clear(out, lengths), "cls_out": cls_out}
 
 

@@ -23,7 +23,7 @@ from support.kernels.attention_cases import FORMS
 from torch import Tensor
 
 from septr_fast.algebra.folded import Direct, LowRank, Merged
-from septr_fast.passes.torch import passes as torch_passes
+from septr_fast.passes.torch import chunks
 from trust.far import far_parts
 from trust.fuzzing.cases import FORMULATIONS, ModelCase, OperatorCase, PassCase
 from trust.fuzzing.draws import models, operators, passes
@@ -190,12 +190,12 @@ def _merged_model(case: ModelCase) -> ModelCase:
 def _in_chunks(case: PassCase) -> None:
     """In chunks of one row or of two."""
     row = (1 + case.shape[2]) * case.heads * case.dim * 4
-    with mock.patch.object(torch_passes, "CPU_TRAINING_CHUNK_BYTES", (1 + case.seed % 2) * row):
+    with mock.patch.object(chunks, "CPU_TRAINING_CHUNK_BYTES", (1 + case.seed % 2) * row):
         check_torch_pass(case)
 
 
 def _in_chunks_of_a_row(case: ModelCase) -> None:
-    with mock.patch.object(torch_passes, "CPU_TRAINING_CHUNK_BYTES", 1):
+    with mock.patch.object(chunks, "CPU_TRAINING_CHUNK_BYTES", 1):
         check_model(case)
 
 

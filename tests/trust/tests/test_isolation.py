@@ -14,6 +14,7 @@ from trust.outcome import silent
 from trust.parts import isolation
 
 from septr_fast.passes import lengths
+from septr_fast.passes.torch import attention, chunks
 from septr_fast.passes.torch import passes as torch_passes
 
 
@@ -26,8 +27,8 @@ def test_none_wrong(device: torch.device, one_thread: None) -> None:
 
 
 def test_finds_nan_that_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    normalize = torch_passes.normalize
-    monkeypatch.setattr(torch_passes, "normalize", lambda *given: normalize(*given).nan_to_num())
+    normalize = attention.normalize
+    monkeypatch.setattr(attention, "normalize", lambda *given: normalize(*given).nan_to_num())
     assert isolation.spread(isolation.pass_case("direct", "width", "torch"), "tokens", float("nan"))
 
 
@@ -39,7 +40,8 @@ def test_finds_what_leaks_between_samples(monkeypatch: pytest.MonkeyPatch) -> No
 
     model, x = isolation.Setting("pooled", torch.float32, "torch", training=False, batch_invariant=False).built()
     assert not any(keys for _, keys in isolation.seen_bits(model, x, training=False))
-    monkeypatch.setattr(torch_passes, "mean_over_rows", leaking)
+    for module in (torch_passes, chunks):
+        monkeypatch.setattr(module, "mean_over_rows", leaking)
     assert all("class token" in keys for _, keys in isolation.seen_bits(model, x, training=False))
     assert not all(same for key, same in isolation.batch_sizes(model, x, training=False) if key == "class token")
     model.set_batch_invariant()

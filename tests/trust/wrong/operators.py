@@ -14,8 +14,9 @@ from septr_fast.kernels.low_rank_pass_operator import low_rank_pass
 from support.kernels import pass_cases
 from torch import Tensor
 
-from septr_fast.algebra.folded import Direct, Dropout, LowRank, Merged, Mlp
+from septr_fast.algebra.folded import Direct, Dropout, Folded, LowRank, Merged, Mlp
 from septr_fast.passes import dispatch
+from septr_fast.passes.settings import Settings
 from trust.wrong.calls import WrongCall
 
 Arguments = dict[str, Any]
@@ -124,7 +125,7 @@ def _passes() -> Iterator[WrongCall]:
     attention = Merged(heads=2, **pass_cases._values("attention.", named, Merged))
     mlp = Mlp(**pass_cases._values("mlp.", named, Mlp))
     right = {"grid": named["grid"], "cls_token": named["cls_token"], "pos_embedding": named["positions"]}
-    right |= {"attention": attention, "mlp": mlp, "axis": "width"}
+    right |= {"weights": Folded(attention, mlp), "axis": "width"}
     for backend in ("torch", "triton"):
         given = {**right, "backend": backend}
         for argument, value in (
@@ -136,17 +137,12 @@ def _passes() -> Iterator[WrongCall]:
             ("pos_embedding", named["positions"][:, :4]),
         ):
             shape = tuple(value.shape) if isinstance(value, Tensor) else value
-            yield _call(
-                dispatch.axis_pass,
-                f"functional.axis_pass on {backend}",
-                given,
-                argument,
-                f"{shape}",
-                value,
-                ValueError,
-            )
-    yield _call(dispatch.axis_pass, "functional.axis_pass", right, "backend", "unknown", "cuda", ValueError)
+            yield _call(_run, f"dispatch.axis_pass on {backend}", given, argument, f"{shape}", value, ValueError)
+    yield _call(_run, "dispatch.axis_pass", right, "backend", "unknown", "cuda", ValueError)
     refused = {**right, "backend": "triton", "dropout": Dropout(0.5, 0.5, 0.5)}
-    yield WrongCall(
-        "dropout on the Triton backend", RuntimeError, "no dropout", lambda on: dispatch.axis_pass(**refused)
-    )
+    yield WrongCall("dropout on the Triton backend", RuntimeError, "no dropout", lambda on: _run(**refused))
+
+
+def _run(grid: Tensor, cls_token: Tensor, pos_embedding: Tensor, weights: Folded, **settings: Any) -> object:
+    """`dispatch.axis_pass`, its settings by name."""
+    return dispatch.axis_pass(grid, cls_token, pos_embedding, weights, Settings(**settings))
