@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 README_LINES, README_BYTES = 160, 10_240
 PAGE_LINES = 250
 GENERATED_LINES = {"results.md": 120}
-"""Most lines of generated pages. Not yet of trust.md, whose long form is still one page."""
+"""Most lines of generated pages; docs/trust.md is not held to it yet."""
 
 NOT_RUN = {"docs/ecosystem.md": ["tests/network/test_ecosystem.py exports to ONNX"]}
 """Pages with blocks of Python that are not run here, and the reasons that stand before them."""
