@@ -5,16 +5,19 @@ STAMP := $(VENV)/.installed
 WORKERS ?= 2
 NEEDED_BY_TORCH := filelock fsspec jinja2 networkx setuptools sympy typing-extensions
 
-.PHONY: bench test trust format pins clean
+.PHONY: bench bench-all test trust format pins clean
 
 bench: $(STAMP)
 	$(BIN)/python -m pytest benchmarks/ --benchmark-only
+
+bench-all: $(STAMP)
+	$(BIN)/python -m pytest benchmarks/ --benchmark-only --quick
 
 test: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n $(WORKERS) --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n $(WORKERS) --dist worksteal --evidence
 
 trust: $(STAMP)
 	OMP_NUM_THREADS=1 PYTHONPATH=tests:. $(BIN)/python -m trust --workers $(WORKERS)

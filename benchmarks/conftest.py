@@ -19,6 +19,7 @@ from benchmarks.speech import spoken_words
 from benchmarks.suite import cases
 from benchmarks.suite.cases import Case
 from benchmarks.suite.data import Source
+from benchmarks.suite.evidence import MEASURED, digest
 from benchmarks.suite.runner import Runner
 from benchmarks.suite.stamp import stamp
 from septr_fast.commands import report as report_command
@@ -34,7 +35,10 @@ PROGRESS = pytest.StashKey["Progress"]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("septr_fast")
-    group.addoption("--quick", dest="setting", action="store_const", const="quick", default="quick", help="minutes")
+    group.addoption("--brief", dest="setting", action="store_const", const="brief", default="brief", help="default")
+    group.addoption(
+        "--quick", dest="setting", action="store_const", const="quick", help="all that is shown; half an hour"
+    )
     group.addoption("--full", dest="setting", action="store_const", const="full", help="all shapes; hours")
     group.addoption("--smoke", dest="setting", action="store_const", const="smoke", help="that everything runs")
     group.addoption("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is one")
@@ -210,7 +214,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 def so_far(config: pytest.Config, runner: Runner) -> results.Run:
     """What the session has found, without the device's ceilings and the kernels' arithmetic."""
     if STAMP not in config.stash:
-        config.stash[STAMP] = stamp(runner.device)
+        config.stash[STAMP] = {**stamp(runner.device), "sources": digest(MEASURED)}
     return results.Run(
         stamp=config.stash[STAMP],
         setting=runner.setting,

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="where the kernels' tests run: cpu interprets, cuda compiles")
     parser.addoption("--long", action="store_true", help="also what takes minutes")
+    parser.addoption("--evidence", action="store_true", help="say at the end which stored evidence is out of date")
     parser.addoption("--update-counts", action="store_true", help="store what test_counts.py counts")
 
 
@@ -25,6 +27,21 @@ def pytest_configure(config: pytest.Config) -> None:
         from support.kernels import interpreter
 
         interpreter.install()
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Say which stored evidence is of other sources than these; that fails nothing."""
+    if hasattr(config, "workerinput") or not config.getoption("--evidence"):
+        return
+    from trust import page, registry
+
+    from benchmarks.suite import evidence
+
+    parts = [f"make trust: {name}" for name in registry.out_of_date(page.stored())]
+    found = [*parts, *evidence.out_of_date()]
+    terminalreporter.section("evidence out of date" if found else "evidence: all of these sources")
+    for line in found:
+        terminalreporter.write_line(line)
 
 
 @pytest.hookimpl(wrapper=True)

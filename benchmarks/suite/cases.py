@@ -149,6 +149,12 @@ SMOKE = (
 )
 """Everything on tiny shapes: seconds. Its times say nothing."""
 
+BRIEF_CPU = (
+    Case(FORWARD, "default", {}, 1, models=(OURS, REFERENCE, REFERENCE_COMPILED, FUSED, VIT, AST), rounds=3),
+    Case(STEP, "default", {}, 1, models=(OURS, REFERENCE, VIT, AST), rounds=2),
+)
+"""The default setting without a GPU, for a first look: a few minutes on two cores."""
+
 QUICK_CPU = (
     Case(FORWARD, "default", {}, 1, models=(*ALL[:2], *ALL[3:])),
     Case(FORWARD, "default", {}, 4, models=(OURS, OURS_COMPILED, REFERENCE, REFERENCE_COMPILED), rounds=3),
@@ -158,7 +164,7 @@ QUICK_CPU = (
     Case(LARGEST, "default, 64x64", IN_USE["default, 64x64"], 1, models=(OURS, RECOMPUTING, REFERENCE), rounds=1),
     *_growth("default, 32x32", {"input_size": (32, 32)}, _CPU_GROWTH, 1, "float32"),
 )
-"""The default setting without a GPU: minutes on two cores."""
+"""What there is to compare without a GPU: half an hour on two cores."""
 
 FULL_CPU = (
     *QUICK_CPU,
@@ -172,6 +178,12 @@ FULL_CPU = (
     Case(LARGEST, "default", {}, 1, models=(OURS, RECOMPUTING, REFERENCE), rounds=1),
 )
 """All shapes on a CPU: hours."""
+
+BRIEF_GPU = (
+    Case(FORWARD, "default", {}, 64, "bfloat16", (OURS, REFERENCE, REFERENCE_COMPILED, FUSED, VIT, AST)),
+    Case(STEP, "default", {}, 16, "bfloat16", (OURS, REFERENCE, REFERENCE_COMPILED, FUSED, VIT, AST)),
+)
+"""The default setting on a GPU, for a first look."""
 
 QUICK_GPU = (
     Case(FORWARD, "default", {}, 64, "bfloat16", (*ALL[:3], *ALL[4:])),
@@ -192,7 +204,7 @@ QUICK_GPU = (
         if shape != "default"
     ),
 )
-"""The default setting on a GPU: what matters most first, for where the time is limited."""
+"""What there is to compare on a GPU: what matters most first, for where the time is limited."""
 
 FULL_GPU = (
     *QUICK_GPU,
@@ -216,10 +228,16 @@ FULL_GPU = (
 
 
 def cases(setting: str, device: str) -> tuple[Case, ...]:
-    """The cases of a setting ("smoke", "quick" or "full") on a kind of device ("cpu" or "cuda"), names unique."""
+    """The cases of a setting ("smoke", "brief", "quick" or "full") on "cpu" or "cuda", names unique."""
     if setting == "smoke":
         return SMOKE
-    table = {("quick", "cpu"): QUICK_CPU, ("full", "cpu"): FULL_CPU, ("quick", "cuda"): QUICK_GPU}
+    table = {
+        ("brief", "cpu"): BRIEF_CPU,
+        ("brief", "cuda"): BRIEF_GPU,
+        ("quick", "cpu"): QUICK_CPU,
+        ("full", "cpu"): FULL_CPU,
+        ("quick", "cuda"): QUICK_GPU,
+    }
     found: dict[str, Case] = {}
     for case in table.get((setting, device), FULL_GPU):
         known = found.get(case.name)

@@ -2,16 +2,19 @@
 
 A result belongs to the modules that it names and to all of this project that they import, from wherever in a file. The
 hash is of their syntax trees without docstrings, so that neither comments nor words nor layout make a result out of
-date; of the versions of PyTorch and Triton that development is pinned to; and of further files that it names. A package's
-`__init__` counts for what it defines itself: names that it passes on are followed to where they are defined.
+date; of the versions of PyTorch and Triton that development is pinned to; and of further files that it names. Of a
+package's `__init__` only what it defines itself counts: names that it passes on are followed to where they are defined.
 """
 
 from __future__ import annotations
 
+import argparse
 import ast
 import hashlib
+import json
 import re
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -27,6 +30,15 @@ PACKAGES = {
 """Folders of this project's packages."""
 PINNED = ("torch", "triton")
 """Packages whose version counts."""
+STORED: dict[str, tuple[str, ...]] = {
+    "benchmarks/results/kernels.json": ("septr_fast.commands.kernels", "septr_fast.tuning.kernel_launches"),
+    "examples/results/spoken-words-cpu.json": ("training.command",),
+}
+"""Results whose own files hold no hash, and the modules that they depend on."""
+HASHES = Path("benchmarks/results/sources.json")
+"""Theirs, by file."""
+MEASURED = ("benchmarks.suite.runner", "benchmarks.measuring.roofline")
+"""What the results of a benchmark depend on."""
 
 
 def digest(modules: Iterable[str], files: Iterable[Path] = (), root: Path = ROOT) -> str:
@@ -127,3 +139,34 @@ def _code(file: Path) -> str:
 
 def _is_text(node: ast.AST) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def out_of_date(root: Path = ROOT) -> list[str]:
+    """The stored results that are of other sources than those that are here."""
+    hashes = json.loads((root / HASHES).read_text(encoding="utf-8"))
+    found = [file for file, modules in STORED.items() if hashes.get(file) != digest(modules, root=root)]
+    runs = sorted((root / HASHES).parent.glob("*.json"))
+    contents = {run: json.loads(run.read_text(encoding="utf-8")) for run in runs if run.name != HASHES.name}
+    measured = digest(MEASURED, root=root)
+    for run, content in contents.items():
+        if "stamp" in content and content["stamp"].get("sources") != measured:
+            found.append(run.relative_to(root).as_posix())
+    return sorted(found)
+
+
+def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
+    """Say what is out of date, or note that results were made with the sources that are here."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.suite.evidence", description=main.__doc__)
+    parser.add_argument("--made", nargs="+", choices=STORED, metavar="FILE", help=f"one of {', '.join(STORED)}")
+    options = parser.parse_args(arguments)
+    if options.made:
+        hashes = json.loads((root / HASHES).read_text(encoding="utf-8"))
+        hashes |= {file: digest(STORED[file], root=root) for file in options.made}
+        (root / HASHES).write_text(json.dumps(hashes, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    else:
+        sys.stdout.write("".join(f"{file}\n" for file in out_of_date(root)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -24,7 +24,7 @@ from benchmarks.suite.data import Source
 from benchmarks.suite.models import Task
 from septr_fast.report.results import OURS, NotRun, Result
 
-SECONDS = {"smoke": 0.0, "quick": 10.0, "full": 20.0}
+SECONDS = {"smoke": 0.0, "brief": 5.0, "quick": 10.0, "full": 20.0}
 """Of timing for each model and case, unless its least number of rounds takes longer."""
 
 GROWTH_SHARE = 0.2
@@ -45,7 +45,7 @@ class Runner:
     """Runs the cases of a session and collects what it finds.
 
     Args:
-        setting: "smoke", "quick" or "full".
+        setting: "smoke", "brief", "quick" or "full".
         device: where the models run.
         source: of the inputs.
         budget: of the whole session.

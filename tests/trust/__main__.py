@@ -1,4 +1,4 @@
-"""`python -m trust`: run the corpus, write what came out to docs/trust.json, docs/trust.md and the README."""
+"""`python -m trust`: run what is out of date, write what came out to docs/trust.json, docs/trust.md, docs/trust."""
 
 from __future__ import annotations
 
@@ -20,23 +20,34 @@ def main(arguments: list[str] | None = None) -> int:
     if options.page:
         page.write()
         return 0
-    names = longest_first(options.part or registry.names())
+    names = longest_first(options.part or _due(options))
     wrong, stamped = 0, stamp(torch.device("cpu"))
-    with tqdm(total=len(names), unit=" parts", file=sys.stderr) as bar:
+    with tqdm(total=len(names), unit=" parts", file=sys.stderr, disable=None) as bar:
 
         def show(running: list[runner.Job]) -> None:
-            """Say how far `running` are: in a file, where a line is not overwritten, only when one has ended."""
-            bar.set_postfix_str(", ".join(f"{job.name} {job.tried}" for job in running), sys.stderr.isatty())
+            bar.set_postfix_str(", ".join(f"{job.name} {job.tried}" for job in running))
 
         for record in runner.run(names, options.full, options.workers, 60 * options.minutes, show):
             bar.update()
             wrong += len(record["wrong"])
-            bar.write(f"{record['part']}: {record['tried']} tried, {len(record['wrong'])} wrong", sys.stderr)
+            took = f"{record['seconds'] / 60:.1f} minutes"
+            bar.write(f"{record['part']}: {record['tried']} tried, {len(record['wrong'])} wrong, {took}", sys.stderr)
             for line in record["wrong"]:
                 bar.write(f"  {line}", sys.stderr)
             if options.full:
-                page.keep({**record, "stamp": stamped})
+                page.keep({**record, "stamp": stamped, "sources": registry.sources(record["part"])})
     return int(wrong > 0)
+
+
+def _due(options: argparse.Namespace) -> list[str]:
+    """The parts to run: all of them, or in the long form those that are out of date."""
+    if options.all or not options.full:
+        return registry.names()
+    due = registry.out_of_date(page.stored())
+    for record in page.stored():
+        if record["part"] not in due:
+            sys.stderr.write(f"{record['part']}: unchanged since {record['stamp']['commit']}\n")
+    return due
 
 
 def longest_first(names: list[str]) -> list[str]:
@@ -52,8 +63,9 @@ def _parser() -> argparse.ArgumentParser:
         "--full", action="store_true", default=True, help="the long form, which writes the page (default)"
     )
     form.add_argument("--short", dest="full", action="store_false", help="the form that the tests run; writes nothing")
-    form.add_argument("--page", action="store_true", help="run nothing: write the pages from what is kept")
+    form.add_argument("--page", action="store_true", help="run nothing: write the page from what is kept")
     parser.add_argument("--part", action="append", choices=registry.names(), help="this part alone; may be repeated")
+    parser.add_argument("--all", action="store_true", help="also parts whose sources have not changed")
     parser.add_argument("--workers", type=int, default=2, help="parts that run at a time (default: 2)")
     parser.add_argument("--minutes", type=float, default=60, help="after which the run is ended (default: 60)")
     return parser

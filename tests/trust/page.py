@@ -1,7 +1,8 @@
-"""The page of figures, docs/trust.md, and the README's part, written from what runs have kept in docs/trust.json."""
+"""The page of what was tried, docs/trust.md, and its tables, from what runs have kept in docs/trust.json."""
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,8 +15,6 @@ from benchmarks.gpu import figures as gpu_figures
 from benchmarks.suite.stamp import ROOT, stamp
 from septr_fast.report.tables import markdown
 
-START, END = "<!-- trust -->\n", "<!-- end of trust -->"
-
 
 @dataclass(frozen=True)
 class Paths:
@@ -24,13 +23,13 @@ class Paths:
     Attributes:
         records: JSON file of all records.
         page: to write.
-        readme: whose part between the markers is to be written.
+        tables: folder for the long tables of all parts, as CSV files.
         results: folder with the files of GPUs that were checked.
     """
 
     records: Path = ROOT / "docs" / "trust.json"
     page: Path = ROOT / "docs" / "trust.md"
-    readme: Path = ROOT / "README.md"
+    tables: Path = ROOT / "docs" / "trust"
     results: Path = ROOT / "benchmarks" / "results"
 
 
@@ -38,8 +37,8 @@ PATHS = Paths()
 
 HEAD = """# Trust
 
-What was tried to break `septr_fast`, how often, and how it came out. `make trust` runs everything and writes this
-page; a short form of each part is in `make test`. Edits by hand are lost."""
+What was tried to break `septr_fast`, how often, and how it came out. `make trust` runs what is out of date and writes
+this page; a short form of each part is in `make test`. Edits by hand are lost."""
 
 INTERPRETED = (
     """The kernels ran in Triton's interpreter, mended to round as a GPU does and to poison what is undefined."""
@@ -68,14 +67,18 @@ def keep(record: dict[str, Any], paths: Paths = PATHS) -> None:
 
 
 def write(paths: Paths = PATHS) -> None:
-    """Write the page and the README's part from what is stored."""
+    """Write the page and the tables from what is stored."""
     records = stored(paths)
-    paths.page.write_text(text(records, gpu_figures.checks(paths.results)), encoding="utf-8")
-    before, _, rest = paths.readme.read_text(encoding="utf-8").partition(START)
-    _, found, after = rest.partition(END)
-    if not found:
-        raise ValueError(f"readme: expected the markers {START!r} and {END!r} in {paths.readme}")
-    paths.readme.write_text(f"{before}{START}{brief(records)}\n{END}{after}", encoding="utf-8")
+    paths.page.write_text(text(records, gpu_figures.checks(paths.results), paths.tables.name), encoding="utf-8")
+    paths.tables.mkdir(exist_ok=True)
+    wanted = {paths.tables / name: rows for record in records for name, rows in _tables(record).items()}
+    for file in {*paths.tables.glob("*.csv")} - wanted.keys():
+        file.unlink()
+    for file, rows in wanted.items():
+        with file.open("w", encoding="utf-8", newline="") as opened:
+            writer = csv.DictWriter(opened, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
 
 
 def stored(paths: Paths = PATHS) -> list[dict[str, Any]]:
@@ -84,17 +87,17 @@ def stored(paths: Paths = PATHS) -> list[dict[str, Any]]:
     return [kept[name] for name in sorted(kept)]
 
 
-def text(records: list[dict[str, Any]], checks: Sequence[dict[str, Any]] = ()) -> str:
-    """The page of `records`, and of `checks` of GPUs."""
-    header = ("part", "tried", "wrong", "minutes", "what is tried", "what it cannot find")
+def text(records: list[dict[str, Any]], checks: Sequence[dict[str, Any]] = (), tables: str = "trust") -> str:
+    """The page of `records`, and of `checks` of GPUs; the long tables are in the folder `tables`."""
+    header = ("part", "tried", "wrong", "minutes", "at commit", "on")
     rows = [
         (
             f"[{record['part']}](#{record['part']})",
             f"{record['tried']:,}",
             str(len(record["wrong"])),
             f"{record['seconds'] / 60:.1f}",
-            record.get("what", ""),
-            record.get("cannot", ""),
+            record["stamp"]["commit"],
+            record["stamp"]["date"][:10],
         )
         for record in records
     ]
@@ -102,24 +105,16 @@ def text(records: list[dict[str, Any]], checks: Sequence[dict[str, Any]] = ()) -
         HEAD,
         _total(records),
         markdown(header, rows),
+        *dict.fromkeys(_origin(record["stamp"]) for record in records),
         _compiled(checks),
-        *(_section(record) for record in records),
+        *(_section(record, tables) for record in records),
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def brief(records: list[dict[str, Any]]) -> str:
-    """What the README tells of `records`."""
-    rows = [
-        (record["part"], record.get("what", ""), f"{record['tried']:,}", str(len(record["wrong"])))
-        for record in records
-    ]
-    return "\n\n".join([_total(records), markdown(("part", "what is tried", "tried", "wrong"), rows)])
-
-
 def _total(records: list[dict[str, Any]]) -> str:
     tried, wrong = (sum(record["tried"] for record in records), sum(len(record["wrong"]) for record in records))
-    return f"{tried:,} cases in {len(records)} parts, {wrong} wrong."
+    return f"{tried:,} cases in {len(records)} parts, {wrong} wrong. Each part is of the version that its row names."
 
 
 def _compiled(checks: Sequence[dict[str, Any]]) -> str:
@@ -130,7 +125,7 @@ def _compiled(checks: Sequence[dict[str, Any]]) -> str:
 def _checked(check: dict[str, Any]) -> str:
     results = check.get("results", {})
     rows = [(part.what, f"{part.tried:,}", f"{part.wrong:,}") for part in gpu_figures.parts(results)]
-    blocks = [f"### {check['stamp']['device']}", _origin(check["stamp"])]
+    blocks = [f"### {check['stamp']['device']}", f"{_origin(check['stamp'])[:-1]}; commit {check['stamp']['commit']}."]
     blocks += [markdown(("what is tried", "tried", "wrong"), rows)] if rows else []
     wrong = gpu_figures.faults(results) + check.get("error", "").strip().splitlines()[-1:]
     listed = {"Wrong": wrong, "Left out": check.get("left_out", [])}
@@ -142,37 +137,38 @@ def _checked(check: dict[str, Any]) -> str:
 
 def _origin(measured: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in measured["versions"].items() if version)
-    machine = f"Run on {measured['device']}, {measured['cores']} cores; {versions}; "
-    return f"{machine}commit {measured['commit']}; {measured['date'][:10]}."
+    return f"Run on {measured['device']}, {measured['cores']} cores; {versions}; {measured['date'][:10]}."
 
 
-def _section(record: dict[str, Any]) -> str:
-    parts = [f"## {record['part']}", _origin(record["stamp"])]
+def _section(record: dict[str, Any], tables: str) -> str:
+    parts = [f"## {record['part']}", f"{record.get('what', '')} Not found by it: {record.get('cannot', '')}"]
     if record["wrong"]:
         parts.append("\n".join(["Wrong:", "", *(f"- {line}" for line in record["wrong"])]))
-    return "\n\n".join([*parts, *_figures(record["figures"])])
+    figures = [f"{name}: {_cell(value)}" for name, value in record["figures"].items() if not _is_long(value)]
+    linked = [f"[{name[len(record['part']) + 1 : -4]}]({tables}/{name})" for name in _tables(record)]
+    lines = [*([f"{'; '.join(figures)}."] if figures else []), *([f"Tables: {', '.join(linked)}."] if linked else [])]
+    return "\n\n".join([*parts, *(["\n".join(lines)] if lines else [])])
 
 
-def _figures(figures: dict[str, Any]) -> Iterator[str]:
-    """Single figures as one table, each of the others as a table of its own."""
-    single = {name: value for name, value in figures.items() if not isinstance(value, (dict, list))}
-    if single:
-        yield markdown(("figure", "value"), [(name, _cell(value)) for name, value in single.items()])
-    for name, value in figures.items():
-        if isinstance(value, dict):
-            yield f"**{name}**"
-            yield markdown(("", "value"), [(key, _cell(x)) for key, x in value.items()])
-        elif isinstance(value, list):
-            yield f"**{name}**"
-            yield _rows(value)
+def _tables(record: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The long figures of a part as tables, by the names of their files."""
+    long = {name: value for name, value in record["figures"].items() if _is_long(value) and value}
+    return {f"{record['part']}-{_slug(name)}.csv": list(_rows(value)) for name, value in long.items()}
 
 
-def _rows(rows: list[Any]) -> str:
-    if not rows:
-        return "None."
-    if not isinstance(rows[0], dict):
-        return "\n".join(f"- {_cell(row)}" for row in rows)
-    return markdown(tuple(rows[0]), [tuple(_cell(x) for x in row.values()) for row in rows])
+def _is_long(value: Any) -> bool:
+    return isinstance(value, (dict, list))
+
+
+def _rows(value: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(value, dict):
+        yield from ({"of": name, "value": one} for name, one in value.items())
+    else:
+        yield from (row if isinstance(row, dict) else {"value": row} for row in value)
+
+
+def _slug(name: str) -> str:
+    return "-".join("".join(letter if letter.isalnum() else " " for letter in name.lower()).split())
 
 
 def _cell(value: Any) -> str:

@@ -1,17 +1,43 @@
-"""Which parts the corpus has."""
+"""Which parts the corpus has, and what each depends on."""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+from benchmarks.suite.evidence import ROOT, digest
+
+HERE = Path(__file__).parent
+PREPARED = ("support.kernels.interpreter", "support.judging")
+"""What every part runs under."""
+PROGRAMS = {
+    "compilation": ("trust.machine.compiling", "trust.machine.machine_code"),
+    "security": ("trust.supply.offline",),
+}
+"""Modules that parts start in processes of their own."""
+FILES = {
+    "fuzz": ("tests/trust/corpus.json",),
+    "mutation": (
+        "kernels/*.py",
+        "tests/network/test_submodules.py",
+        "tests/algebra/test_folding.py",
+        "tests/passes/test_merged_training.py",
+    ),
+    "security": (
+        *(f"{folder}/**/*.py" for folder in ("septr_fast", "kernels", "benchmarks", "examples", "tests")),
+        *("setup.py", "pyproject.toml", "Makefile", "constraints.txt", "requirements.txt"),
+    ),
+}
+"""Files that parts read, as patterns."""
 
 
 def names() -> list[str]:
     """The parts, files of `trust.parts`, in alphabetical order; none is imported."""
-    folder = Path(__file__).parent / "parts"
-    return sorted(module.name for module in pkgutil.iter_modules([str(folder)]))
+    return sorted(module.name for module in pkgutil.iter_modules([str(HERE / "parts")]))
 
 
 def load(name: str) -> ModuleType:
@@ -23,3 +49,15 @@ def load(name: str) -> ModuleType:
     if name not in names():
         raise ValueError(f"part: expected one of {', '.join(names())}, got {name!r}")
     return importlib.import_module(f"trust.parts.{name}")
+
+
+def sources(name: str) -> str:
+    """The hash of what the part `name` depends on; see `benchmarks.suite.evidence`."""
+    files = [file for pattern in FILES.get(name, ()) for file in ROOT.glob(pattern)]
+    return digest((f"trust.parts.{name}", *PREPARED, *PROGRAMS.get(name, ())), files)
+
+
+def out_of_date(records: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The parts without a record, or with one that found something wrong or is of other sources."""
+    held = {record["part"]: record.get("sources") for record in records if not record["wrong"]}
+    return [name for name in names() if held.get(name) is None or held[name] != sources(name)]
