@@ -12,7 +12,7 @@ from typing import cast
 
 from torch import Tensor
 
-from septr_fast import kernels
+import septr_fast.kernels as kernels
 from septr_fast.algebra.folded import NO_DROPOUT, Direct, Folded, LowRank
 from septr_fast.passes.backend import choose
 from septr_fast.passes.settings import Settings

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from septr_fast import kernels
+import septr_fast.kernels as kernels
 from septr_fast.algebra.fold import Tokens, fold
 from septr_fast.algebra.folded import Direct, Folded, LowRank, Merged, Mlp
 from septr_fast.algebra.plan import TransformerShape

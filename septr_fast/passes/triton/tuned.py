@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from septr_fast import kernels
+import septr_fast.kernels as kernels
 from septr_fast.kernels.tables import TABLES, Row
 from septr_fast.passes import backend
 from septr_fast.passes.folders import why_not_private
