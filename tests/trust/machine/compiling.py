@@ -1,6 +1,7 @@
 """Compiles recorded launches and judges each: run as a program, prints one JSON object a line.
 
-Compiling needs a process in which Triton does not interpret, and no earlier results.
+Compiling needs a process in which Triton does not interpret, and no cache of its own; what `judgements` has kept of
+kernels of the same content stands.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from septr_fast.kernels.launch import Launch
 from septr_fast.commands.kernels import ARCHITECTURES, DTYPES
 from septr_fast.tuning import compiled, kernel_launches
 from septr_fast.tuning.kernel_report import DEFAULT, Case, Entry, complaints
-from trust.machine import machine_code, rows
+from trust.machine import judgements, machine_code, rows
 
 NARROW = kernel_launches.NARROW
 WIDE: dict[str, dict[str, Any]] = {
@@ -176,13 +177,16 @@ def report(full: bool) -> Iterator[dict[str, Any]]:
     wrong += rows.unused(used) if full else []
     wrong += [] if number else ["no model launched a kernel"]
     yield {"launches": number, "rows": len(used & rows.of_kernels()), "wrong": list(dict.fromkeys(wrong))}
+    known = judgements.read()
     twice: set[int] = set()
     for work in works:
-        if work.launch.name == BOTH_WAYS and work.case.arch not in twice:
-            twice.add(work.case.arch)
-            yield both_ways(work)
+        both = work.launch.name == BOTH_WAYS and work.case.arch not in twice
+        twice |= {work.case.arch} if both else set()
+        key = judgements.key(work.identity, work.case.dtype if has_products(work.launch) else "", both)
+        if key in known:
+            yield {**known[key], **work.case._asdict(), "again": False}
         else:
-            yield judged(work)
+            yield {**(both_ways(work) if both else judged(work)), "key": key, "again": True}
 
 
 def main(full: bool) -> None:
