@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,10 +20,10 @@ from benchmarks.suite import cases
 from septr_fast.report import page, static, tables
 from septr_fast.report.charts import figures
 from septr_fast.report.charts.figures import Album, palette
-from septr_fast.report.groups import main_cases, reach
-from septr_fast.report.results import Run
+from septr_fast.report.groups import main_cases
+from septr_fast.report.results import OURS, Result, Run
 from septr_fast.report.sources import Sources, read
-from septr_fast.report.summary import ceilings, device, is_cpu, machine, sentences
+from septr_fast.report.summary import ceilings, device, is_cpu, machine, model_size, sentences
 from septr_fast.report.units import duration
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,8 +31,8 @@ README, PAGE, RESULTS = Path("README.md"), Path("docs/results.md"), Path("benchm
 """What is written and where the results lie, below the root."""
 START, END = "<!-- results -->\n", "<!-- end of results -->"
 NO_GPU = "On a GPU: not measured yet."
-ROWS = 8
-"""Most rows of the README's table."""
+COLUMNS_OF_README = 110
+"""The width of its lines."""
 TASKS = (cases.FORWARD, cases.STEP)
 """Groups that the README shows."""
 COLUMNS = (
@@ -66,6 +67,8 @@ def update(root: Path, drawing: bool) -> None:
     if not (found and closed):
         raise ValueError(f"readme: expected the markers {START!r} and {END!r} in {readme}")
     stored = read(_files(results))
+    if not stored.runs:
+        raise ValueError(f"results: expected a run of the benchmarks in {results}, found none")
     colours = palette(stored.runs.values())
 
     def album(name: str, link: str) -> Album:
@@ -96,36 +99,44 @@ def _joined(blocks: Any) -> str:
 def _first(stored: Sources, album: Any) -> Iterator[str]:
     """What the README shows: of a GPU where there is one, otherwise of the first processor."""
     name, run = min(stored.runs.items(), key=lambda item: (is_cpu(item[1]), item[0]))
-    about = run.stamp
-    versions = about.get("versions", {})
-    yield (
-        f"Measured on {device(run)}, {about.get('threads')} threads, float32, with PyTorch {versions.get('torch')}, at "
-        f"{about.get('commit')}.\nEvery call is timed right after one of SepTr; medians, lowest and highest ratio in "
-        "brackets."
-        if is_cpu(run)
-        else machine(run)
-    )
-    yield _table(run)
     chosen = {case: found for case, found in main_cases(run).items() if found[0].group in TASKS}
+    yield textwrap.fill(_origin(run, list(chosen.values())), COLUMNS_OF_README)
+    yield _table(list(chosen.values()))
     yield page.speed_chart(chosen, album(name, f"{RESULTS.as_posix()}/"), "main cases")
-    everything = f"[All results]({PAGE.as_posix()})"
-    yield f"{NO_GPU} {everything}." if is_cpu(run) else f"{everything}."
+    everything = f"[All results]({PAGE.as_posix()})."
+    yield f"{NO_GPU} {everything}" if is_cpu(run) else everything
 
 
-def _table(run: Run) -> str:
-    rows = [
-        (
-            f"{result.group}, {result.size[0]}x{result.size[1]}, batch {result.batch}",
-            result.model,
-            duration(result.seconds),
-            duration(result.ours_seconds or 0.0),
-            f"{result.ratio:.2f} x as fast{reach(result)}",
-        )
-        for found in main_cases(run).values()
-        for result in found
-        if result.group in TASKS and result.ratio is not None
-    ]
-    return tables.markdown(("task", "compared with", "takes", "SepTr takes", "SepTr is"), rows[:ROWS])
+def _origin(run: Run, chosen: Sequence[Sequence[Result]]) -> str:
+    """Of which models and machine the table is."""
+    sizes = {
+        found[0].group: f"{model_size(found[0])}, batch {found[0].batch}, {found[0].precision}" for found in chosen
+    }
+    different = [f"{group}: {size}" for group, size in sizes.items()]
+    models = different if len(set(sizes.values())) > 1 else list(sizes.values())[:1]
+    threads, version = run.stamp.get("threads"), str(run.stamp.get("versions", {}).get("torch", "")).partition("+")[0]
+    where = [device(run), f"{threads} threads" if threads else "", f"PyTorch {version}" if version else ""]
+    when = [f"commit {run.stamp.get('commit', 'unknown')}", str(run.stamp.get("date", "unknown"))[:10]]
+    text = f"{'; '.join(models)}; {', '.join(part for part in [*where, *when] if part)}."
+    return text[:1].upper() + text[1:]
+
+
+def _table(chosen: Sequence[Sequence[Result]]) -> str:
+    """A row for each model, with its time in each task and how many times as long as SepTr beside it that is."""
+    header = ["model"]
+    rows: dict[str, list[str]] = {result.model: [result.model] for found in chosen for result in found}
+    for found in chosen:
+        header += [found[0].group, "times SepTr's"]
+        timed = {result.model: result for result in found}
+        for model, row in rows.items():
+            row += _cells(timed.get(model))
+    return tables.markdown(header, sorted(rows.values(), key=lambda row: row[0] != OURS))
+
+
+def _cells(result: Result | None) -> tuple[str, str]:
+    if result is None:
+        return "", ""
+    return duration(result.seconds), "1" if result.model == OURS else f"{result.ratio:.2f}" if result.ratio else ""
 
 
 def _page(stored: Sources, album: Any) -> Iterator[str]:

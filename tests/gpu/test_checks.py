@@ -337,15 +337,15 @@ def test_a_part_that_raises_leaves_the_others_running(monkeypatch: pytest.Monkey
     assert "other bits" in gpu_check.summary({"stream": False, "graphs": {"inference": True}})
 
 
-def test_the_readme_passes_over_checks(tmp_path: Path) -> None:
+def test_the_results_page_passes_over_checks(tmp_path: Path) -> None:
     """They are kept beside the benchmarks' results, for another page."""
-    stored = Path(gpu_check.__file__).parents[1] / "results"
-    folder = tmp_path / "results"
-    folder.mkdir()
-    for file in stored.glob("*.json"):
+    folder = tmp_path / pages.RESULTS
+    folder.mkdir(parents=True)
+    for file in (pages.ROOT / pages.RESULTS).glob("*.json"):
         shutil.copy(file, folder)
     (folder / "check.json").write_text('{"stage": "check"}', encoding="utf-8")
-    page = tmp_path / "README.md"
-    page.write_text(f"{pages.START}{pages.END}", encoding="utf-8")
-    pages.update(page, folder, drawing=False)
-    assert "check.json" not in page.read_text(encoding="utf-8")
+    (tmp_path / pages.README).write_text(f"{pages.START}{pages.END}", encoding="utf-8")
+    pages.update(tmp_path, drawing=False)
+    for page in (pages.README, pages.PAGE):
+        assert "check.json" not in (tmp_path / page).read_text(encoding="utf-8")
+    assert not (folder / "check.csv").exists()

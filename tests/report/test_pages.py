@@ -1,16 +1,14 @@
-"""What the repository shows: its stored results, the static evidence and the README's part."""
+"""What the repository shows: its stored results, the README's part, the page of all results and their tables."""
 
 from __future__ import annotations
 
+import csv
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from support.report_runs import (
     BASE,
-    FORWARD,
     OLD,
     PICTURE,
     STORED,
@@ -113,100 +111,157 @@ def test_static_table_of_another_architecture_and_of_failures(tmp_path: Path) ->
     assert "- mlp_bwd: does not compile: planted" in page.compiled(evidence)
 
 
-def test_readme_folds_nothing_away_that_is_not_there(tmp_path: Path) -> None:
-    path, results = prepared(tmp_path, cpu=cpu_run(results=[BASE], not_run=[]))
-    pages.update(path, results, drawing=False)
-    text = path.read_text(encoding="utf-8")
-    assert "<summary>In figures</summary>" in text
-    assert "Largest batch" not in text
-    assert "Not run" not in text
-
-
-def prepared(folder: Path, **files: object) -> tuple[Path, Path]:
-    """A README with markers, and a folder of results."""
-    (folder / "results").mkdir()
+def prepared(folder: Path, **files: object) -> Path:
+    """A checkout with a README that has the markers, and with results."""
+    (folder / pages.RESULTS).mkdir(parents=True)
     for name, content in files.items():
-        write(folder, f"results/{name}.json", content)
+        write(folder / pages.RESULTS, f"{name}.json", content)
     text = f"# Title\n\n{pages.START}old table\n{pages.END}\n\nThe end.\n"
-    (folder / "README.md").write_text(text, encoding="utf-8")
-    return folder / "README.md", folder / "results"
+    (folder / pages.README).write_text(text, encoding="utf-8")
+    return folder
+
+
+def texts(root: Path) -> tuple[str, str]:
+    """The README and the page."""
+    return (root / pages.README).read_text(encoding="utf-8"), (root / pages.PAGE).read_text(encoding="utf-8")
+
+
+def table_of(text: str, heading: str) -> str:
+    """The only table with `heading` among its columns."""
+    (found,) = [block for block in text.split("\n\n") if block.startswith("| ") and heading in block.splitlines()[0]]
+    return found
 
 
 def test_readme_is_replaced_between_the_markers_alone(tmp_path: Path) -> None:
-    path, results = prepared(tmp_path, cpu=cpu_run(), kernels=compiled(compiled_kernel()))
-    assert pages.main(path, results) == 0
-    once = path.read_text(encoding="utf-8")
-    assert once.startswith(f"# Title\n\n{pages.START}### Imaginary 9000\n")
-    assert once.endswith(f"\n{pages.END}\n\nThe end.\n")
-    assert "old table" not in once
-    assert tables.growth(cpu_run()) in once
-    assert "\n<summary>Growth</summary>\n" in once
-    assert "### Growth" not in once
-    assert once.count("<details>") == once.count("</details>") == 7
-    table = next(block for block in once.split("\n\n") if "| median" in block)
-    found = row(table, case=FORWARD, model="reference")
-    assert found["SepTr is"] == "4.00 x as fast (3.60 to 4.80)"
-    assert (found["spectrograms/s"], found["s of audio/s"], found["GFLOP"]) == ("0.167", "0.333", "351")
-    assert (found["parameters"], found["useful FLOP/s (of the ceiling)"]) == ("4.20 M", "25.0 GFLOP/s (12 %)")
-    assert summary.ceilings(cpu_run()) in once
-    for title, table in (("Largest batch", tables.largest_batch(cpu_run())), ("Not run", tables.not_run(cpu_run()))):
-        folded = once.partition(f"<summary>{title}</summary>")[2].partition("</details>")[0]
-        assert table in folded
-    assert PICTURE.findall(once)
-    assert all(is_png(tmp_path / link) for link in PICTURE.findall(once))
-    assert "(results/cpu.json)" in once
-    pages.update(path, results, drawing=True)
-    assert path.read_text(encoding="utf-8") == once
+    root = prepared(tmp_path, cpu=cpu_run(), kernels=compiled(compiled_kernel()))
+    assert pages.main(root) == 0
+    once = texts(root)
+    assert once[0].startswith(f"# Title\n\n{pages.START}Forward: default model 128x128, batch 1, float32; ")
+    assert once[0].endswith(f"{pages.NO_GPU} [All results](docs/results.md).\n{pages.END}\n\nThe end.\n")
+    assert "training step: default model 64x64, batch 2, float32" in " ".join(once[0].split())
+    assert "Imaginary 9000, 2 threads, PyTorch 9.9, commit abc1234, 2030-01-02." in " ".join(once[0].split())
+    assert "old table" not in once[0]
+    assert PICTURE.findall(once[0]) == ["benchmarks/results/cpu-speed-main-cases.png"]
+    assert is_png(root / PICTURE.findall(once[0])[0])
+    pages.update(root, drawing=True)
+    assert texts(root) == once
 
 
-def test_readme_says_that_no_gpu_has_been_measured_until_one_has(tmp_path: Path) -> None:
-    path, results = prepared(tmp_path, cpu=cpu_run(), kernels=compiled(compiled_kernel()))
-    pages.update(path, results, drawing=False)
-    without = path.read_text(encoding="utf-8")
-    assert f"{pages.NO_GPU}\n\n### {static.TITLE}" in without
-    assert static.table(static.load(results / "kernels.json")) in without
-    write(tmp_path, "results/h100.json", gpu_run())
-    pages.update(path, results, drawing=False)
-    measured = path.read_text(encoding="utf-8")
-    assert "### Imaginary GPU" in measured
-    assert pages.NO_GPU not in measured
-    assert static.TITLE not in measured
+def test_readme_shows_each_model_in_one_row(tmp_path: Path) -> None:
+    root = prepared(tmp_path, cpu=cpu_run())
+    pages.update(root, drawing=False)
+    table = table_of(texts(root)[0], "times SepTr's")
+    lines = [[cell.strip() for cell in line.replace("\\|", "/").split("|")[1:-1]] for line in table.splitlines()]
+    assert lines[0] == ["model", "forward", "times SepTr's", "training step", "times SepTr's"]
+    assert lines[2:] == [
+        ["SepTr", "1.50 s", "1", "1.50 s", "1"],
+        ["reference", "6.00 s", "4.00", "4.50 s", "3.00"],
+        ["AST / tiny", "750 ms", "0.50", "", ""],
+    ]
+    assert PICTURE.findall(texts(root)[0]) == []
+
+
+def test_page_sums_up_every_run(tmp_path: Path) -> None:
+    root, run = prepared(tmp_path, cpu=cpu_run(), another=cpu_run(setting="brief")), cpu_run()
+    pages.update(root, drawing=True)
+    page_text = texts(root)[1]
+    assert [line for line in page_text.splitlines() if line.startswith("## ")] == [
+        "## Imaginary 9000, setting brief",
+        "## Imaginary 9000, setting full",
+    ]
+    for shown in (summary.machine(run), summary.ceilings(run), tables.growth(run), tables.largest_batch(run)):
+        assert shown in page_text
+    assert tables.not_run(run) in page_text
+    assert all(f"- {sentence}\n" in page_text for sentence in summary.sentences(run))
+    section = page_text.partition("setting full")[2]
+    table = next(block for block in section.split("\n\n") if "| median" in block)
+    assert row(table, model="reference")["SepTr is"] == "4.00 x as fast (3.60 to 4.80)"
+    links = PICTURE.findall(page_text)
+    assert {Path(link).name.partition("-")[0] for link in links} == {"cpu", "another"}
+    assert all(is_png(root / "docs" / link) for link in links)
+    for name in ("cpu", "another"):
+        assert f"[{name}.json](../benchmarks/results/{name}.json)" in page_text
+        assert f"[{name}.csv](../benchmarks/results/{name}.csv)" in page_text
+
+
+def test_page_says_that_no_gpu_has_been_measured_until_one_has(tmp_path: Path) -> None:
+    root = prepared(tmp_path, cpu=cpu_run(), kernels=compiled(compiled_kernel(shortfalls=["planted"])))
+    pages.update(root, drawing=False)
+    assert all(pages.NO_GPU in text for text in texts(root))
+    assert f"## {static.TITLE}\n" in texts(root)[1]
+    assert "- mlp_fwd: planted" in texts(root)[1]
+    write(root, "benchmarks/results/h100.json", gpu_run())
+    pages.update(root, drawing=False)
+    assert not any(pages.NO_GPU in text for text in texts(root))
+    assert "\nDefault model 128x128, batch 1, bfloat16; Imaginary GPU, commit unknown" in texts(root)[0]
+    assert "## Imaginary GPU, setting full\n" in texts(root)[1]
+    assert "## Imaginary 9000, setting full\n" in texts(root)[1]
+
+
+def test_page_has_no_table_of_what_is_not_there(tmp_path: Path) -> None:
+    root = prepared(tmp_path, cpu=cpu_run(results=[BASE], not_run=[]))
+    pages.update(root, drawing=False)
+    page_text = texts(root)[1]
+    assert "largest batch" not in page_text
+    assert "| reason" not in page_text
+    assert "Growth" not in page_text
+    assert "\n\n\n" not in page_text
+
+
+def test_tables_hold_all_figures(tmp_path: Path) -> None:
+    kernels = [compiled_kernel(), compiled_kernel("normalize", note="a column of its own")]
+    root = prepared(tmp_path, cpu=cpu_run(), kernels=compiled(*kernels))
+    pages.update(root, drawing=False)
+    results, found = (
+        list(csv.DictReader((root / pages.RESULTS / f"{name}.csv").open(encoding="utf-8")))
+        for name in ("cpu", "kernels")
+    )
+    assert len(results) == len(cpu_run().results)
+    assert (results[0]["model"], results[0]["seconds"], results[0]["ratio"]) == ("reference", "6.0", "4.0")
+    assert [one["note"] for one in found] == ["", "a column of its own"]
+    assert found[0]["tensor_cores"] == "{'HGMMA': 24}"
 
 
 @pytest.mark.parametrize("missing", [pages.START, pages.END], ids=["start", "end"])
 def test_readme_without_markers_is_left_alone(missing: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path, results = prepared(tmp_path, cpu=cpu_run())
+    root = prepared(tmp_path, cpu=cpu_run())
+    path = root / pages.README
     text = path.read_text(encoding="utf-8").replace(missing, "")
     path.write_text(text, encoding="utf-8")
-    assert pages.main(path, results) == 2
+    assert pages.main(root) == 2
     assert "markers" in capsys.readouterr().err
     assert path.read_text(encoding="utf-8") == text
+    assert not (root / pages.PAGE).exists()
 
 
-def test_readme_needs_results_of_this_format(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path, results = prepared(tmp_path)
-    assert pages.main(path, results) == 2
+def test_pages_need_results_of_this_format(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = prepared(tmp_path)
+    assert pages.main(root) == 2
     assert "found none" in capsys.readouterr().err
-    write(tmp_path, "results/cpu.json", OLD)
-    assert pages.main(path, results) == 2
+    write(root / pages.RESULTS, "sources.json", {"cpu.json": "0123"})
+    assert pages.main(root) == 2
+    assert "found none" in capsys.readouterr().err
+    write(root / pages.RESULTS, "kernels.json", compiled(compiled_kernel()))
+    assert pages.main(root) == 2
+    assert "a run of the benchmarks" in capsys.readouterr().err
+    write(root / pages.RESULTS, "cpu.json", OLD)
+    assert pages.main(root) == 2
     assert "cpu.json" in capsys.readouterr().err
-    assert "old table" in path.read_text(encoding="utf-8")
+    assert "old table" in (root / pages.README).read_text(encoding="utf-8")
 
 
-def test_readme_shows_the_stored_results(tmp_path: Path) -> None:
-    stored = pages.RESULTS.parent.parent / "benchmarks" / "results"
-    folder = tmp_path / "benchmarks" / "results"
-    folder.mkdir(parents=True)
+def test_pages_show_the_stored_results(tmp_path: Path) -> None:
+    stored, made = pages.ROOT / pages.RESULTS, tmp_path / pages.RESULTS
+    made.mkdir(parents=True)
     for file in stored.glob("*.json"):
-        shutil.copy(file, folder)
-    shown = (pages.RESULTS.parent.parent / "README.md").read_text(encoding="utf-8")
-    (tmp_path / "README.md").write_text(shown, encoding="utf-8")
-    pages.update(tmp_path / "README.md", folder, drawing=True)
-    assert (tmp_path / "README.md").read_text(encoding="utf-8") == shown, "update it: python -m benchmarks.suite.pages"
-    drawn, kept = ({path.name: drawn_from(path) for path in place.glob("*.png")} for place in (folder, stored))
-    assert drawn == kept, "update the charts: python -m benchmarks.suite.pages"
-
-
-def test_readme_shows_the_plan() -> None:
-    done = subprocess.run([sys.executable, "-m", "septr_fast", "plan"], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() in (pages.RESULTS.parent.parent / "README.md").read_text(encoding="utf-8")
+        shutil.copy(file, made)
+    shutil.copy(pages.ROOT / pages.README, tmp_path)
+    pages.update(tmp_path, drawing=True)
+    for name in (pages.README, pages.PAGE):
+        shown = (pages.ROOT / name).read_text(encoding="utf-8")
+        assert (tmp_path / name).read_text(encoding="utf-8") == shown, "update it: python -m benchmarks.suite.pages"
+    written, kept = ({file.name: file.read_bytes() for file in place.glob("*.csv")} for place in (made, stored))
+    assert written == kept, "update the tables: python -m benchmarks.suite.pages"
+    drawn, kept_charts = ({path.name: drawn_from(path) for path in place.glob("*.png")} for place in (made, stored))
+    assert drawn == kept_charts, "update the charts: python -m benchmarks.suite.pages"
+    assert all(drawn.values())

@@ -15,7 +15,7 @@ from septr_fast.report.charts.figures import DIGEST
 from septr_fast.report.results import OURS, Kernel, NotRun, Result, Run, store
 
 PICTURE = re.compile(r"!\[[^]]+\]\(([^)]+)\)")
-STORED = pages.RESULTS / "cpu.json"
+STORED = pages.ROOT / pages.RESULTS / "cpu-all.json"
 OLD = {"machine": {"processor": "Imaginary"}, "results": []}
 """What a file of an earlier format held."""
 
