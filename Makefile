@@ -5,6 +5,10 @@ STAMP := $(VENV)/.installed
 WORKERS ?= 2
 NEEDED_BY_TORCH := filelock fsspec jinja2 networkx setuptools sympy typing-extensions
 
+# Bytecode is kept with the environment, so that not every process of the tests compiles PyTorch's sources anew.
+export PYTHONDONTWRITEBYTECODE :=
+export PYTHONPYCACHEPREFIX := $(CURDIR)/$(VENV)/bytecode
+
 .PHONY: bench test trust format pins clean
 
 bench: $(STAMP)

@@ -16,6 +16,7 @@ from functools import wraps
 from typing import Any
 
 import numpy as np
+from support.kernels import quick_interpreter
 
 MOVES_BITS = {
     *("load", "store", "masked_load", "masked_store", "tensor_pointer_load", "tensor_pointer_store"),
@@ -73,6 +74,7 @@ def install() -> None:
     _check_overflow(stock)
     _let_values_bound_loops(stock)
     _patch_once_a_launch(stock)
+    quick_interpreter.install(stock)
 
 
 def _refuse_bfloat16_arithmetic(stock: Any) -> None:

@@ -97,7 +97,7 @@ def test_a_missing_check_is_found(subject: Subject, monkeypatch: pytest.MonkeyPa
     from septr_fast.passes import dispatch
 
     monkeypatch.setattr(dispatch, "_check_grid", lambda *_: None)
-    calls = [call for _, call in bad_input.calls() if call.name.startswith("functional.axis_pass on torch, grid")]
+    calls = [call for _, call in bad_input.calls() if call.name.startswith("dispatch.axis_pass on torch, grid")]
     assert calls
     assert all(wrong_calls.fault(call, subject) is not None for call in calls)
 

@@ -138,14 +138,14 @@ def _passes() -> Iterator[WrongCall]:
             shape = tuple(value.shape) if isinstance(value, Tensor) else value
             yield _call(
                 dispatch.axis_pass,
-                f"functional.axis_pass on {backend}",
+                f"dispatch.axis_pass on {backend}",
                 given,
                 argument,
                 f"{shape}",
                 value,
                 ValueError,
             )
-    yield _call(dispatch.axis_pass, "functional.axis_pass", right, "backend", "unknown", "cuda", ValueError)
+    yield _call(dispatch.axis_pass, "dispatch.axis_pass", right, "backend", "unknown", "cuda", ValueError)
     refused = {**right, "backend": "triton", "dropout": Dropout(0.5, 0.5, 0.5)}
     yield WrongCall(
         "dropout on the Triton backend", RuntimeError, "no dropout", lambda on: dispatch.axis_pass(**refused)
