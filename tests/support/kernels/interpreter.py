@@ -86,8 +86,8 @@ def _refuse_bfloat16_arithmetic(stock: Any) -> None:
     def guarded(name: str, operation: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(operation)
         def checked(self: Any, *arguments: Any, **keywords: Any) -> Any:
-            for argument in (*arguments, *keywords.values()):
-                if isinstance(argument, stock.TensorHandle) and argument.dtype.scalar == tl.bfloat16:
+            for argument in (*arguments, *keywords.values()) if keywords else arguments:
+                if isinstance(argument, stock.TensorHandle) and argument.dtype.scalar.name == tl.bfloat16.name:
                     refuse(name)
             return operation(self, *arguments, **keywords)
 

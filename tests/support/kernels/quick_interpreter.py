@@ -68,7 +68,7 @@ def _keep_shapes(core: Any) -> None:
 
 
 def _compare_shapes_quickly(core: Any, semantic: Any) -> None:
-    kind, broadcast = core.tuple, semantic.broadcast_impl_value
+    kind, broadcast, check = core.tuple, semantic.broadcast_impl_value, semantic.binary_op_type_checking_impl
     equal, get = kind.__eq__, kind.__getitem__
 
     def quick_equal(self: Any, other: Any) -> Any:
@@ -85,8 +85,16 @@ def _compare_shapes_quickly(core: Any, semantic: Any) -> None:
             return left, right
         return broadcast(self, left, right)
 
+    def quick_check(self: Any, left: Any, right: Any, *rest: Any, **keywords: Any) -> Any:
+        """Operands of one type stay as they are, unless they are pointers or divided."""
+        if type(left) is core.tensor is type(right) and left.type is right.type:
+            alone = not rest and keywords.keys() <= {"arithmetic_check"}
+            if alone and not left.dtype.is_ptr():
+                return left, right
+        return check(self, left, right, *rest, **keywords)
+
     kind.__eq__, kind.__getitem__ = quick_equal, quick_get
-    semantic.broadcast_impl_value = quick_broadcast
+    semantic.broadcast_impl_value, semantic.binary_op_type_checking_impl = quick_broadcast, quick_check
 
 
 def _keep_numpy_types(stock: Any) -> None:
