@@ -240,10 +240,14 @@ def _patch_once_a_launch(stock: Any) -> None:
     executor = stock.GridExecutor
     patch, execute = stock._patch_lang, executor.__call__
     patched: set[tuple[bool, bool]] = set()
+    visible: dict[int, tuple[bool, bool]] = {}
 
     def patch_once(function: Any) -> Any:
-        names = function.__globals__.values()
-        modules = (any(value is tl for value in names), any(value is tl.core for value in names))
+        place = id(function.__globals__)
+        if place not in visible:
+            names = function.__globals__.values()
+            visible[place] = any(value is tl for value in names), any(value is tl.core for value in names)
+        modules = visible[place]
         if modules in patched:
             return stock._LangPatchScope()
         patched.add(modules)
@@ -251,6 +255,7 @@ def _patch_once_a_launch(stock: Any) -> None:
 
     def execute_afresh(self: Any, *arguments: Any, **keywords: Any) -> None:
         patched.clear()
+        visible.clear()
         try:
             execute(self, *arguments, **keywords)
         finally:

@@ -20,6 +20,7 @@ def install(stock: Any) -> None:
     _compare_shapes_quickly(core, TritonSemantic)
     _keep_numpy_types(stock)
     _hand_the_semantic_over(stock)
+    _cast_to_other_types_alone(TritonSemantic)
 
 
 def _compare_types_by_identity_first(core: Any) -> None:
@@ -119,3 +120,12 @@ def _hand_the_semantic_over(stock: Any) -> None:
         scope.set_attr(owner, name, call)
 
     stock._patch_attr = patch
+
+
+def _cast_to_other_types_alone(semantic: Any) -> None:
+    cast = semantic.cast
+
+    def quick_cast(self: Any, value: Any, kind: Any, *rest: Any, **keywords: Any) -> Any:
+        return value if value.dtype is kind else cast(self, value, kind, *rest, **keywords)
+
+    semantic.cast = quick_cast
