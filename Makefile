@@ -17,8 +17,7 @@ bench: $(STAMP)
 test: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n $(WORKERS) --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n $(WORKERS) --dist worksteal --types
 
 trust: $(STAMP)
 	OMP_NUM_THREADS=1 PYTHONPATH=tests:. $(BIN)/python -m trust --workers $(WORKERS)
