@@ -5,6 +5,10 @@ STAMP := $(VENV)/.installed
 WORKERS ?= 2
 NEEDED_BY_TORCH := filelock fsspec jinja2 networkx setuptools sympy typing-extensions
 
+# Bytecode is kept with the environment, so that not every process of the tests compiles PyTorch's sources anew.
+export PYTHONDONTWRITEBYTECODE :=
+export PYTHONPYCACHEPREFIX := $(CURDIR)/$(VENV)/bytecode
+
 .PHONY: bench bench-all test trust format pins clean
 
 bench: $(STAMP)
@@ -16,11 +20,11 @@ bench-all: $(STAMP)
 test: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n $(WORKERS) --dist worksteal --evidence
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n $(WORKERS) --dist worksteal --types --evidence
 
 trust: $(STAMP)
 	OMP_NUM_THREADS=1 PYTHONPATH=tests:. $(BIN)/python -m trust --workers $(WORKERS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/kernels/test_pass_operators.py --long
 
 format: $(STAMP)
 	$(BIN)/ruff format .

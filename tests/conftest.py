@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,13 +13,15 @@ from typing import Any
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="where the kernels' tests run: cpu interprets, cuda compiles")
     parser.addoption("--long", action="store_true", help="also what takes minutes")
     parser.addoption("--evidence", action="store_true", help="say at the end which stored evidence is out of date")
+    parser.addoption("--types", action="store_true", help="also mypy, beside the tests")
     parser.addoption("--update-counts", action="store_true", help="store what test_counts.py counts")
 
 
@@ -27,6 +31,30 @@ def pytest_configure(config: pytest.Config) -> None:
         from support.kernels import interpreter
 
         interpreter.install()
+    if config.getoption("--types") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Types())
+
+
+class Types:
+    """Runs mypy beside the tests, and says what it finds above their summary."""
+
+    def pytest_sessionstart(self) -> None:
+        self._mypy = subprocess.Popen([sys.executable, "-m", "mypy"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        self._found, _ = self._mypy.communicate()
+        if self._mypy.returncode:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        terminalreporter.section("mypy")
+        terminalreporter.write(self._found)
+
+
+def pytest_collection_finish() -> None:
+    """Let the collector of garbage pass over all that was imported and collected, whenever a test makes garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

@@ -98,6 +98,14 @@ def test_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert "class-only" in shown
 
 
+def status(arguments: list[str]) -> object:
+    """The exit status, whether the parser of arguments ends the program or the command returns it."""
+    try:
+        return main(arguments)
+    except SystemExit as stopped:
+        return stopped.code
+
+
 def test_command_line_names_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, message in (
         (["plan", "--depth", "0"], "depth: expected a positive int, got 0"),
@@ -105,9 +113,7 @@ def test_command_line_names_what_is_wrong(capsys: pytest.CaptureFixture[str]) ->
         (["plan", "--down-sample-input", "500"], "leaves nothing"),
         ([], "required: command"),
     ):
-        with pytest.raises(SystemExit) as stopped:
-            main(arguments)
-        assert stopped.value.code == 2
+        assert status(arguments) == 2
         assert message in capsys.readouterr().err
 
 

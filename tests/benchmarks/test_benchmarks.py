@@ -314,7 +314,7 @@ def test_work_on_kernels_counts_what_they_do_again(monkeypatch: pytest.MonkeyPat
     case = Case(cases.STEP, "default", {}, 2, "bfloat16")
     assert models.flops(RECOMPUTING, case, CLASSES, CPU) > models.flops(OURS, case, CLASSES, CPU)
     monkeypatch.setattr(models, "runs_on_triton", lambda device: True)
-    stored = json.loads((ROOT / "tests" / "counts.json").read_text(encoding="utf-8"))
+    stored = json.loads((ROOT / "tests" / "network" / "counts.json").read_text(encoding="utf-8"))
     assert models.flops(OURS, case, CLASSES, CPU) == stored["default"]["triton, bfloat16, sm_90"]["step, FLOPs"]
     assert models.flops(cases.ON_PYTORCH, case, CLASSES, CPU) == models.least_flops(OURS, case, CLASSES)
     assert models.why_not(RECOMPUTING, case, CPU) == "it is SepTr here"

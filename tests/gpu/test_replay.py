@@ -76,13 +76,13 @@ def test_every_file_is_read_or_skipped_for_want_of_a_package(collected: Collecte
     unread = {entry["file"]: entry for entry in collected.unread if entry["file"] in chosen}
     assert all(entry["outcome"] == "skipped" for entry in unread.values()), unread
     assert all("could not import" in entry["reason"] for entry in unread.values()), unread
-    assert "tests/test_kernel_passes.py" in collected.files
+    assert "tests/kernels/test_passes.py" in collected.files
 
 
 def test_the_files_are_those_with_tests_that_take_the_device(collected: Collected) -> None:
     chosen = set(gpu_replay.files())
     assert collected.files == chosen - {entry["file"] for entry in collected.unread}
-    assert "tests/test_benchmarks.py" not in chosen
+    assert "tests/benchmarks/test_benchmarks.py" not in chosen
 
 
 TEXTS = {

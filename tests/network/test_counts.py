@@ -23,7 +23,7 @@ from benchmarks.suite.shapes import IN_USE, SMALL
 from septr_fast.passes.torch import linear as products
 
 STORED = Path(__file__).with_name("counts.json")
-UPDATE = "python -m pytest tests/test_counts.py --update-counts"
+UPDATE = "python -m pytest tests/network/test_counts.py --update-counts"
 VERSION = "counted with PyTorch"
 OF_PYTORCH = ("operations", "views", "bytes moved", "bytes held", "bytes saved")
 """How the names of quantities end that a version of PyTorch decides."""

@@ -140,3 +140,26 @@ class WithClassToken(SeparableTr):
     def forward(self, img: Tensor) -> tuple[Tensor, Tensor]:
         token = self.features(img)
         return self.fc(token), token
+
+
+CONFIG: dict[str, Any] = {
+    "channels": 2,
+    "input_size": (6, 9),
+    "num_classes": 3,
+    "depth": 2,
+    "heads": 2,
+    "mlp_dim": 8,
+    "dim_head": 4,
+    "dim": 8,
+}
+"""A small model's."""
+
+
+def original(**changes: Any) -> SeparableTr:
+    """A small model in float64."""
+    return SeparableTr(**{**CONFIG, **changes}).double()
+
+
+def attention(model: Any) -> Any:
+    """The first attention of a model."""
+    return model.transformer[0].transformer_h.layers[0][0].fn

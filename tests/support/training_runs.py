@@ -35,6 +35,10 @@ _context.set_forkserver_preload(
         "torch.distributed.fsdp",
         "matplotlib.figure",
         "soundfile",
+        "septr_fast",
+        "training.command",
+        "training.learner",
+        "training.results",
     ]
 )
 

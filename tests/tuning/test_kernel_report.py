@@ -109,7 +109,9 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What `planted_kernels` prints."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "0")
-        done = program(str(ROOT / "tests" / "planted_kernels.py"), str(tmp_path_factory.mktemp("planted")))
+        done = program(
+            str(ROOT / "tests" / "support" / "kernels" / "planted_kernels.py"), str(tmp_path_factory.mktemp("planted"))
+        )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -215,7 +217,7 @@ def test_stored_report_is_what_compiling_gives(shipped: dict[str, Any], tmp_path
     """One kernel of each kind is compiled anew; the stored findings that `shipped` took may not hide anything."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "0")
-        done = program(str(ROOT / "tests" / "recompiled_kernels.py"), str(tmp_path))
+        done = program(str(ROOT / "tests" / "support" / "kernels" / "recompiled_kernels.py"), str(tmp_path))
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     reported = {kernel["identity"]: kernel for kernel in shipped["kernels"]}

@@ -57,7 +57,7 @@ def replay(device: torch.device, tiny: bool, budget: Budget, out: Path) -> dict[
 
 def files(folder: Path = ROOT / "tests") -> list[str]:
     """The files below the checkout that have tests or fixtures which take the fixture `device`."""
-    found = [path for path in sorted(folder.glob("test_*.py")) if _takes_a_device(path.read_text(encoding="utf-8"))]
+    found = [path for path in sorted(folder.rglob("test_*.py")) if _takes_a_device(path.read_text(encoding="utf-8"))]
     return [str(path.relative_to(folder.parent)) for path in found]
 
 

@@ -16,6 +16,7 @@ from functools import wraps
 from typing import Any
 
 import numpy as np
+from support.kernels import quick_interpreter
 
 MOVES_BITS = {
     *("load", "store", "masked_load", "masked_store", "tensor_pointer_load", "tensor_pointer_store"),
@@ -73,6 +74,7 @@ def install() -> None:
     _check_overflow(stock)
     _let_values_bound_loops(stock)
     _patch_once_a_launch(stock)
+    quick_interpreter.install(stock)
 
 
 def _refuse_bfloat16_arithmetic(stock: Any) -> None:
@@ -84,8 +86,8 @@ def _refuse_bfloat16_arithmetic(stock: Any) -> None:
     def guarded(name: str, operation: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(operation)
         def checked(self: Any, *arguments: Any, **keywords: Any) -> Any:
-            for argument in (*arguments, *keywords.values()):
-                if isinstance(argument, stock.TensorHandle) and argument.dtype.scalar == tl.bfloat16:
+            for argument in (*arguments, *keywords.values()) if keywords else arguments:
+                if isinstance(argument, stock.TensorHandle) and argument.dtype.scalar.name == tl.bfloat16.name:
                     refuse(name)
             return operation(self, *arguments, **keywords)
 
@@ -238,10 +240,14 @@ def _patch_once_a_launch(stock: Any) -> None:
     executor = stock.GridExecutor
     patch, execute = stock._patch_lang, executor.__call__
     patched: set[tuple[bool, bool]] = set()
+    visible: dict[int, tuple[bool, bool]] = {}
 
     def patch_once(function: Any) -> Any:
-        names = function.__globals__.values()
-        modules = (any(value is tl for value in names), any(value is tl.core for value in names))
+        place = id(function.__globals__)
+        if place not in visible:
+            names = function.__globals__.values()
+            visible[place] = any(value is tl for value in names), any(value is tl.core for value in names)
+        modules = visible[place]
         if modules in patched:
             return stock._LangPatchScope()
         patched.add(modules)
@@ -249,6 +255,7 @@ def _patch_once_a_launch(stock: Any) -> None:
 
     def execute_afresh(self: Any, *arguments: Any, **keywords: Any) -> None:
         patched.clear()
+        visible.clear()
         try:
             execute(self, *arguments, **keywords)
         finally:

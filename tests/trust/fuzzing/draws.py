@@ -1,4 +1,4 @@
-"""What the fuzzing draws: strategies of hypothesis for the cases of `fuzz_cases`."""
+"""What the fuzzing draws: strategies of hypothesis for the cases of `trust.fuzzing.cases`."""
 
 from __future__ import annotations
 

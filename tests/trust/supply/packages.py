@@ -20,7 +20,7 @@ WHEEL = re.compile(
 METADATA = {"METADATA", "WHEEL", "RECORD", "top_level.txt", "LICENSE"}
 SDIST = re.compile(
     r"(septr_fast|kernels)/([a-z_]+/)*[a-z_]+\.py|septr_fast/py\.typed|septr_fast\.egg-info/[A-Za-z_-]+(\.txt)?"
-    r"|setup\.py|setup\.cfg|pyproject\.toml|README\.md|LICENSE|PKG-INFO|tests/test_[a-z_]+\.py"
+    r"|setup\.py|setup\.cfg|pyproject\.toml|README\.md|LICENSE|PKG-INFO"
 )
 BUILD = "import sys; from setuptools import build_meta as b; out = sys.argv[1]; b.build_wheel(out); b.build_sdist(out)"
 

@@ -23,7 +23,7 @@ CHECKS = {
     "models on PyTorch": check_model,
 }
 TRIED = {"operators on Triton": 12, "passes on Triton": 5, "models on Triton": 2}
-"""How many of the stored cases; 20 where nothing is said. `benchmarks/gpu.py --stage check` tries all on Triton."""
+"""How many of the stored cases; 20 where nothing is said. The stage `check` of `benchmarks.gpu` tries all on Triton."""
 
 STORED = corpus.read()
 
