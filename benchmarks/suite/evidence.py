@@ -12,7 +12,6 @@ import argparse
 import ast
 import hashlib
 import json
-import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
@@ -134,7 +133,7 @@ def _code(file: Path) -> str:
         body = getattr(node, "body", None)
         if isinstance(body, list):
             node.body = [one for one in body if not _is_text(one)]  # type: ignore[attr-defined]
-    return re.sub(r"\s+", " ", ast.dump(tree, annotate_fields=False))
+    return ast.dump(tree, annotate_fields=False)
 
 
 def _is_text(node: ast.AST) -> bool:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from support import planted_parts
+from support.report_runs import rows
 from trust import __main__ as command
 from trust import page, registry, runner
 from trust.outcome import Outcome, Progress, silent
@@ -66,49 +68,6 @@ def test_parts_that_take_long_begin_first(monkeypatch: pytest.MonkeyPatch) -> No
     assert command.longest_first(["a", "b", "new"]) == ["new", "b", "a"]
 
 
-def paths(folder: Path) -> page.Paths:
-    """Of files in `folder`, with a README that has the markers."""
-    readme = folder / "README.md"
-    readme.write_text(f"before\n{page.START}old\n{page.END}\nafter\n", encoding="utf-8")
-    return page.Paths(folder / "trust.records", folder / "trust.md", readme, folder)
-
-
-def test_page(tmp_path: Path) -> None:
-    kept = paths(tmp_path)
-    figures = {"places": 12345, "ratio": 1.23456, "of each": {"a | b": 2}, "rows": [{"x": "one", "y": 1}], "left": []}
-    record = {"part": "second", "what": "Something.", "cannot": "The rest.", "seconds": 90.0}
-    page.keep({**record, "tried": 1000, "wrong": ["a wrong case"], "figures": figures}, kept)
-    page.keep({**record, "part": "first", "tried": 7, "wrong": [], "figures": {}}, kept)
-    text = kept.page.read_text(encoding="utf-8")
-    assert "1,007 cases in 2 parts, 1 wrong." in text
-    assert "- a wrong case" in text
-    assert "races between" in text
-    for cell in ("12,345", "1.23", "a \\| b", "| one | 1 |", "None."):
-        assert cell in text, cell
-    assert text.index("## first") < text.index("## second")
-    assert json.loads(kept.records.read_text(encoding="utf-8"))["first"]["stamp"]["versions"]["torch"]
-    page.keep({**record, "tried": 1, "wrong": [], "figures": {}, "stamp": {**CHECK["stamp"], "commit": "abc"}}, kept)
-    assert "commit abc;" in kept.page.read_text(encoding="utf-8")
-    assert "8 cases in 2 parts, 0 wrong." in kept.page.read_text(encoding="utf-8")
-    readme = kept.readme.read_text(encoding="utf-8")
-    assert readme.startswith(f"before\n{page.START}8 cases in 2 parts, 0 wrong.\n\n| part ")
-    assert readme.endswith(f"|\n{page.END}\nafter\n")
-    assert "| first  |" in readme
-    kept.readme.write_text("no markers", encoding="utf-8")
-    with pytest.raises(ValueError, match="readme: expected the markers"):
-        page.write(kept)
-
-
-def test_pages_show_what_is_kept(tmp_path: Path) -> None:
-    shown = {path: path.read_text(encoding="utf-8") for path in (page.PATHS.page, page.PATHS.readme)}
-    copies = page.Paths(page.PATHS.records, tmp_path / "trust.md", tmp_path / "README.md", page.PATHS.results)
-    copies.readme.write_text(shown[page.PATHS.readme], encoding="utf-8")
-    page.write(copies)
-    for path, text in shown.items():
-        assert (tmp_path / path.name).read_text(encoding="utf-8") == text, "update it: python -m trust --page"
-    assert {record["part"] for record in page.stored()} == set(registry.names())
-
-
 CHECK = {
     "stage": "check",
     "tiny": False,
@@ -129,6 +88,146 @@ CHECK = {
 }
 
 
+def paths(folder: Path) -> page.Paths:
+    """Of files in `folder`."""
+    return page.Paths(folder / "trust.records", folder / "trust.md", folder / "tables", folder)
+
+
+RECORD: dict[str, Any] = {
+    "part": "first",
+    "what": "Something.",
+    "cannot": "The rest.",
+    "seconds": 90.0,
+    "tried": 7,
+    "wrong": [],
+    "figures": {},
+}
+
+
+def test_page(tmp_path: Path) -> None:
+    kept = paths(tmp_path)
+    figures = {"places": 12345, "ratio": 1.23456, "of Each": {"a | b": 2}, "rows": [{"x": "one", "y": 1}], "left": []}
+    page.keep({**RECORD, "part": "second", "tried": 1000, "wrong": ["a wrong case"], "figures": figures}, kept)
+    page.keep(RECORD, kept)
+    text = kept.page.read_text(encoding="utf-8")
+    assert "1,007 cases in 2 parts, 1 wrong." in text
+    assert "- a wrong case" in text
+    assert "Something. Not found by it: The rest." in text
+    assert "races between" in text
+    assert "places: 12,345; ratio: 1.23.\n" in text
+    assert "Tables: [of-each](tables/second-of-each.csv), [rows](tables/second-rows.csv)." in text
+    assert "left" not in text
+    assert text.index("## first") < text.index("## second")
+    assert json.loads(kept.records.read_text(encoding="utf-8"))["first"]["stamp"]["versions"]["torch"]
+    page.keep({**RECORD, "part": "second", "tried": 1, "stamp": {**CHECK["stamp"], "commit": "abc"}}, kept)
+    again = kept.page.read_text(encoding="utf-8")
+    assert "8 cases in 2 parts, 0 wrong." in again
+    assert rows(next(block for block in again.split("\n\n") if block.startswith("| part")))[1] == {
+        "part": "[second](#second)",
+        "tried": "1",
+        "wrong": "0",
+        "minutes": "1.5",
+        "at commit": "abc",
+        "on": "2026-11-20",
+    }
+    assert again.count("\nRun on ") == 2
+
+
+def test_long_figures_are_tables_beside_the_page(tmp_path: Path) -> None:
+    kept = paths(tmp_path)
+    figures = {"of each": {"a, b": 2, "c": 1.5}, "rows": [{"x": "one", "y": 1}], "names": ["left", "right"]}
+    page.keep({**RECORD, "figures": figures}, kept)
+    written = {file.name: file.read_text(encoding="utf-8") for file in kept.tables.iterdir()}
+    assert written == {
+        "first-of-each.csv": 'of,value\n"a, b",2\nc,1.5\n',
+        "first-rows.csv": "x,y\none,1\n",
+        "first-names.csv": "value\nleft\nright\n",
+    }
+    (kept.tables / "notes.txt").write_text("kept", encoding="utf-8")
+    page.keep({**RECORD, "figures": {"rows": [{"x": "two"}]}}, kept)
+    assert {file.name for file in kept.tables.iterdir()} == {"first-rows.csv", "notes.txt"}
+    assert (kept.tables / "first-rows.csv").read_text(encoding="utf-8") == "x\ntwo\n"
+
+
+def test_page_shows_what_is_kept(tmp_path: Path) -> None:
+    shown = page.PATHS
+    copies = page.Paths(shown.records, tmp_path / "trust.md", tmp_path / "trust", shown.results)
+    page.write(copies)
+    words = "update it: python -m trust --page"
+    assert copies.page.read_text(encoding="utf-8") == shown.page.read_text(encoding="utf-8"), words
+    written, kept = (
+        {one.name: one.read_bytes() for one in folder.iterdir()} for folder in (copies.tables, shown.tables)
+    )
+    assert written == kept, words
+    assert {record["part"] for record in page.stored()} == set(registry.names())
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """Two parts, "a" and "b", of sources "1", with their records; the names of those that the command starts."""
+    kept = paths(tmp_path)
+    names: list[str] = []
+
+    def run(chosen: Sequence[str], full: bool, *_: Any) -> Iterator[dict[str, Any]]:
+        names.extend(chosen)
+        yield from ({**RECORD, "part": name, "wrong": ["wrong"] * (name == "b")} for name in chosen)
+
+    monkeypatch.setattr(runner, "run", run)
+    monkeypatch.setattr(registry, "names", lambda: ["a", "b"])
+    monkeypatch.setattr(registry, "sources", lambda name: "1")
+    stored, keep = page.stored, page.keep
+    monkeypatch.setattr(page, "stored", lambda given=kept: stored(given))
+    monkeypatch.setattr(page, "keep", lambda record: keep(record, kept))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for name in ("a", "b"):
+        page.keep({**RECORD, "part": name, "sources": "1"})
+    return names
+
+
+def test_what_has_not_changed_is_not_run(started: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    commit = page.stored()[0]["stamp"]["commit"]
+    assert command.main([]) == 0
+    assert started == []
+    assert f"a: unchanged since {commit}\nb: unchanged since {commit}\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "run"),
+    [(["--all"], ["a", "b"]), (["--short"], ["a", "b"]), (["--part", "a"], ["a"]), (["--page"], [])],
+)
+def test_what_is_asked_for_runs(
+    arguments: list[str], run: list[str], started: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page, "write", lambda *_: None)
+    assert command.main(arguments) == int("b" in run)
+    assert started == run
+
+
+@pytest.mark.parametrize(
+    "changed", [{"sources": "0"}, {"sources": None}, {"wrong": ["a case"]}], ids=["of others", "of none", "wrong"]
+)
+def test_what_is_of_other_sources_or_wrong_is_due_again(changed: dict[str, Any], started: list[str]) -> None:
+    page.keep({**RECORD, "part": "a", "sources": "1", **changed})
+    assert registry.out_of_date(page.stored()) == ["a"]
+    assert command.main([]) == 0
+    assert started == ["a"]
+    assert registry.out_of_date(page.stored()) == []
+
+
+def test_what_came_out_wrong_stays_due(started: list[str]) -> None:
+    page.keep({**RECORD, "part": "b", "sources": "0"})
+    assert command.main([]) == 1
+    assert registry.out_of_date(page.stored()) == ["b"]
+    assert registry.out_of_date([]) == ["a", "b"]
+
+
+def test_parts_depend_on_what_they_import_and_read() -> None:
+    assert len({registry.sources(name) for name in registry.names()}) == len(registry.names())
+    assert registry.PROGRAMS.keys() | registry.FILES.keys() <= set(registry.names())
+    for name, patterns in registry.FILES.items():
+        assert all(any(registry.ROOT.glob(pattern)) for pattern in patterns), name
+
+
 def test_page_shows_what_was_checked_on_a_gpu(tmp_path: Path) -> None:
     """In place of the sentence that nothing was; rehearsals, other stages and broken files are passed over."""
     others = {
@@ -140,20 +239,19 @@ def test_page_shows_what_was_checked_on_a_gpu(tmp_path: Path) -> None:
     for name, content in others.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
     (tmp_path / "broken.json").write_text("{", encoding="utf-8")
-    record = {"part": "first", "seconds": 90.0, "tried": 1, "wrong": [], "figures": {}}
     kept = paths(tmp_path)
-    page.keep(record, kept)
+    page.keep(RECORD, kept)
     assert "are untested here" in kept.page.read_text(encoding="utf-8")
     later = {**CHECK["stamp"], "device": "NVIDIA Imaginary 9001", "date": "2026-11-21T10:00:00+00:00"}
     (tmp_path / "a later one.json").write_text(json.dumps({**CHECK, "stamp": later}), encoding="utf-8")
     (tmp_path / "check.json").write_text(json.dumps(CHECK), encoding="utf-8")
-    page.keep(record, kept)
+    page.keep(RECORD, kept)
     text = kept.page.read_text(encoding="utf-8")
     assert "are untested here" not in text
     assert text.index("### NVIDIA Imaginary 9000") < text.index("### NVIDIA Imaginary 9001") < text.index("## first")
     assert text.count("### NVIDIA") == 2
     for shown in (
-        "torch 2.13.0, triton 3.6.0; commit 0123456789ab; 2026-11-20.",
+        "NVIDIA Imaginary 9000, 16 cores; torch 2.13.0, triton 3.6.0; 2026-11-20; commit 0123456789ab.",
         "| runs of 2 passes, bit for bit | 2,000 | 2 |",
         "- 2 of 1000 runs differ: a pass",
         "- graphs: RuntimeError: of the graphs",
