@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from tqdm import tqdm
 
 from benchmarks.measuring import roofline
 from benchmarks.measuring.timing import Budget
@@ -22,6 +21,7 @@ from benchmarks.suite.data import Source
 from benchmarks.suite.evidence import MEASURED, digest
 from benchmarks.suite.runner import Runner
 from benchmarks.suite.stamp import stamp
+from septr_fast import progress
 from septr_fast.commands import report as report_command
 from septr_fast.report import groups, results, summary, tables
 
@@ -56,27 +56,27 @@ def _audio(value: str) -> str | Path:
 
 
 class Progress:
-    """A bar over all models of all cases, written past pytest's capture."""
+    """How many models of all cases are done, written past pytest's capture."""
 
     def __init__(self, config: pytest.Config, total: int) -> None:
         self.config = config
         with uncaptured(config):
-            self.bar = tqdm(total=total, unit="model", dynamic_ncols=True, mininterval=0)
+            self.bar = progress.start(total, "models")
 
     def show(self, what: str) -> None:
         """Say what happens next."""
         with uncaptured(self.config):
-            self.bar.set_description(what)
+            self.bar.say(what)
 
     def advance(self) -> None:
         """One more is done."""
         with uncaptured(self.config):
-            self.bar.update()
+            self.bar.advance()
 
     def close(self) -> None:
-        """Leave the finished bar where it is."""
+        """Leave what is shown where it is."""
         with uncaptured(self.config):
-            self.bar.set_description("done", refresh=False)
+            self.bar.say("")
             self.bar.close()
 
 
@@ -132,8 +132,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def runner(request: pytest.FixtureRequest) -> Iterator[Runner]:
     """The runner of this session, with its progress bar."""
     config = request.config
-    progress = Progress(config, sum(1 for item in request.session.items if hasattr(item, "callspec")))
-    config.stash[PROGRESS] = progress
+    shown_by = Progress(config, sum(1 for item in request.session.items if hasattr(item, "callspec")))
+    config.stash[PROGRESS] = shown_by
     where = device(config)
     usual = SMOKE_MEMORY if config.getoption("setting") == "smoke" else 16.0 if where.type == "cuda" else 0.5
     memory = config.getoption("--memory") or usual
@@ -143,11 +143,11 @@ def runner(request: pytest.FixtureRequest) -> Iterator[Runner]:
         source=Source(_folder(config), where),
         budget=Budget(config.getoption("--seconds")),
         limit=int(memory * 2**30),
-        notify=progress.show,
+        notify=shown_by.show,
     )
     config.stash[RUNNER] = made
     yield made
-    progress.close()
+    shown_by.close()
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,7 @@
 """`python -m benchmarks.gpu --stage check|ceilings|bench|tune --out DIR`: what there is to know of one GPU.
 
 Needs no network, and no installation of this package: PyTorch 2.11, Triton 3.6, einops, NumPy, pytest for `check`,
-which watches a step where compute-sanitizer is there, pytest-benchmark and tqdm for `bench`, which compares with ViT
+which watches a step where compute-sanitizer is there, pytest-benchmark for `bench`, which compares with ViT
 and AST where transformers is there. Every stage keeps below nine minutes, says what it left out for that, prints a
 summary and writes `DIR/STAGE.json`, which grows as the stage goes on; all else it writes goes to `--logs`.
 `check` has more to try than one such time is enough for: `--only` gives all of it to some parts.
@@ -27,7 +27,7 @@ SECONDS = {"check": 480.0, "ceilings": 120.0, "bench": 450.0, "tune": 420.0}
 PACKAGES = {
     "check": ("torch", "triton", "einops", "numpy", "pytest"),
     "ceilings": ("torch", "triton", "einops", "numpy"),
-    "bench": ("torch", "triton", "einops", "numpy", "pytest", "pytest-benchmark", "tqdm"),
+    "bench": ("torch", "triton", "einops", "numpy", "pytest", "pytest-benchmark"),
     "tune": ("torch", "triton", "einops", "numpy"),
 }
 """What a stage needs; all else is optional."""

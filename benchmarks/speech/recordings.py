@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from septr_fast.audio.clips import find_clips, read_clip
 from septr_fast.audio.mel import hertz_to_mel as _hertz_to_mel  # noqa: F401
@@ -22,6 +21,7 @@ from septr_fast.audio.mel import mel_edges as _mel_edges
 from septr_fast.audio.mel import mel_filters
 from septr_fast.audio.mel import mel_to_hertz as _mel_to_hertz  # noqa: F401
 from septr_fast.audio.spectrogram import standardize_clips
+from septr_fast.progress import track
 
 _FLOOR = 1e-10
 _WINDOW_SECONDS = 0.025
@@ -149,7 +149,7 @@ def load_clips(
     chosen = _spread(found, limit)
     spectrograms: list[Tensor] = []
     kept: list[Path] = []
-    for path in tqdm(chosen, desc="reading clips", unit="clip"):
+    for path in track(chosen, "clips", "reading"):
         try:
             waveform, rate = read_clip(path)
             spectrograms.append(log_mel(waveform, rate, size, seconds))

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from benchmarks.speech import espeak
 from benchmarks.speech.espeak import PITCH, RATE
+from septr_fast.progress import track
 
 _VOCABULARY = (
     "backward bed bird cat dog down eight five follow forward four go happy house learn left marvin nine no off on "
@@ -162,7 +162,7 @@ def speak(
     if not missing:
         return folder
     library_path, data = espeak.locate()
-    for path, clip in tqdm(missing.items(), desc="speaking", unit="clip", disable=not progress):
+    for path, clip in track(missing.items(), "clips", "speaking", shown=progress):
         with espeak.engine(library_path, data) as engine:
             samples, sampling_rate = engine.say(*clip), engine.rate
         _write(path, samples, sampling_rate)

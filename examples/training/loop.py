@@ -11,9 +11,8 @@ import torch
 from accelerate import Accelerator
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
-from septr_fast import LogMel
+from septr_fast import LogMel, progress
 from septr_fast.adopt import checkpoints
 from training import state
 from training.data.augmentation import apply_masks
@@ -227,23 +226,23 @@ class Run:
             workers=self.options.workers,
         )
 
-    def _bar(self) -> tqdm[Any]:
-        """The bar of an epoch, in clips."""
+    def _bar(self) -> progress.Progress:
+        """What shows how far an epoch is, in clips."""
         batch = self.options.batch
-        return tqdm(
-            desc=f"epoch {self.progress.epoch + 1}/{self.options.epochs}",
-            total=self.batches.steps * batch,
-            initial=self.progress.step * batch,
-            unit="clip",
-            disable=not self.accelerator.is_main_process,
+        return progress.start(
+            self.batches.steps * batch,
+            "clips",
+            f"epoch {self.progress.epoch + 1}/{self.options.epochs}",
+            done=self.progress.step * batch,
+            shown=self.accelerator.is_main_process,
         )
 
-    def _report(self, bar: tqdm[Any]) -> None:
+    def _report(self, bar: progress.Progress) -> None:
         """Loss and accuracy of the epoch so far, now and then, since a device has to be waited for."""
-        bar.update(self.options.batch)
-        if bar.disable or (self.progress.step % _STEPS_PER_REPORT and self.progress.step < self.batches.steps):
-            return
-        bar.set_postfix(_shown(self.learners), refresh=False)
+        due = not self.progress.step % _STEPS_PER_REPORT or self.progress.step >= self.batches.steps
+        if bar.shown and due:
+            bar.say(", ".join(f"{name} {value}" for name, value in _shown(self.learners).items()))
+        bar.advance(self.options.batch)
 
 
 def _shown(learners: Sequence[Learner]) -> dict[str, str]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from septr_fast import progress
 from septr_fast.passes.backend import cache_folder
 
 ARCHITECTURES = (80, 86, 89, 90, 100)
@@ -56,7 +57,7 @@ def run(
     try:
         import triton
     except ImportError:
-        sys.stderr.write("septr_fast kernels: the package triton is not installed\n")
+        sys.stderr.write("septr-fast kernels: the package triton is not installed\n")
         return 2
     if triton.knobs.runtime.interpret:
         return _without_interpreter(arch, dtype, as_json, cache, jobs, known)
@@ -127,10 +128,5 @@ def _without_interpreter(
 
 
 def _progress(total: int) -> Callable[[], object]:
-    """Show on a terminal how many of `total` kernels are compiled, with tqdm where that is installed."""
-    sys.stderr.write(f"{total} distinct kernels\n")
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return lambda: None
-    return tqdm(total=total, unit="kernel", disable=None, leave=False).update
+    """Show how many of `total` kernels are compiled."""
+    return progress.start(total, "distinct kernels", "compiling").advance

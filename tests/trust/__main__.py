@@ -7,9 +7,9 @@ import os
 import sys
 
 import torch
-from tqdm import tqdm
 
 from benchmarks.suite.stamp import stamp
+from septr_fast import progress
 from trust import page, registry, runner
 
 
@@ -22,20 +22,21 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     names = longest_first(options.part or _due(options))
     wrong, stamped = 0, stamp(torch.device("cpu"))
-    with tqdm(total=len(names), unit=" parts", file=sys.stderr, disable=None) as bar:
+    sources = {name: registry.sources(name) for name in names}
+    with progress.start(len(names), "parts") as bar:
 
         def show(running: list[runner.Job]) -> None:
-            bar.set_postfix_str(", ".join(f"{job.name} {job.tried}" for job in running))
+            bar.say(", ".join(f"{job.name} {job.tried}" for job in running))
 
         for record in runner.run(names, options.full, options.workers, 60 * options.minutes, show):
-            bar.update()
+            bar.advance()
             wrong += len(record["wrong"])
             took = f"{record['seconds'] / 60:.1f} minutes"
-            bar.write(f"{record['part']}: {record['tried']} tried, {len(record['wrong'])} wrong, {took}", sys.stderr)
+            bar.write(f"{record['part']}: {record['tried']} tried, {len(record['wrong'])} wrong, {took}")
             for line in record["wrong"]:
-                bar.write(f"  {line}", sys.stderr)
+                bar.write(f"  {line}")
             if options.full:
-                page.keep({**record, "stamp": stamped, "sources": registry.sources(record["part"])})
+                page.keep({**record, "stamp": stamped, "sources": sources[record["part"]]})
     return int(wrong > 0)
 
 

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from septr_fast import LogMel, dataset_statistics
+from septr_fast.progress import track
 from training import options
 from training.data import data_sets, spoken
 from training.data.data_sets import Clip, DataSet
@@ -137,7 +137,7 @@ def _spectrograms(samples: Samples, settings: Options, device: torch.device) -> 
         num_workers=settings.workers,
         worker_init_fn=leave_signals_to_the_main_process,
     )
-    for items in tqdm(loader, desc="statistics", unit="batch"):
+    for items in track(loader, "batches", "statistics"):
         readable = items["waveform"][items["weight"] > 0]
         if len(readable):
             yield compute(readable.to(device))

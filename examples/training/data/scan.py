@@ -13,10 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from septr_fast.audio.clips import import_soundfile, load_clip, read_clip
 from septr_fast.inference.prediction import Skipped
+from septr_fast.progress import track
 from training.data.clip_lists import Clip, DataSet
 from training.data.wav_header import missing_bytes
 
@@ -96,8 +95,8 @@ def _faults(
     if unread:
         with ThreadPoolExecutor(workers) as pool:
             results = pool.map(partial(fault, rate=rate), unread)
-            bar = tqdm(results, desc="reading clips", unit="clip", total=len(unread), disable=not progress)
-            found |= dict(zip(unread, bar, strict=True))
+            read = track(results, "clips", "reading", total=len(unread), shown=progress)
+            found |= dict(zip(unread, read, strict=True))
     if cache is not None and unread:
         files = {str(path): [states[path], found[path]] for path in states}
         _write(cache, {"version": _VERSION, "rate": rate, "files": {**known, **files}})
