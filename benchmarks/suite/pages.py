@@ -33,6 +33,8 @@ START, END = "<!-- results -->\n", "<!-- end of results -->"
 NO_GPU = "On a GPU: not measured yet."
 COLUMNS_OF_README = 110
 """The width of its lines."""
+ROWS = 8
+"""Most rows of the README's table."""
 TASKS = (cases.FORWARD, cases.STEP)
 """Groups that the README shows."""
 COLUMNS = (
@@ -130,7 +132,7 @@ def _table(chosen: Sequence[Sequence[Result]]) -> str:
         timed = {result.model: result for result in found}
         for model, row in rows.items():
             row += _cells(timed.get(model))
-    return tables.markdown(header, sorted(rows.values(), key=lambda row: row[0] != OURS))
+    return tables.markdown(header, sorted(rows.values(), key=lambda row: row[0] != OURS)[:ROWS])
 
 
 def _cells(result: Result | None) -> tuple[str, str]:

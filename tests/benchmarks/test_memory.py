@@ -65,7 +65,7 @@ def test_a_batch_beyond_the_device_is_too_large(monkeypatch: pytest.MonkeyPatch)
 FREED = """
 import resource, torch
 from benchmarks.measuring.memory import give_back
-from septr_fast import freed_memory
+from septr_fast.passes.torch import freed_memory
 
 def faults(call):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -12,7 +12,8 @@ import pytest
 
 MAPPED = """
 import ctypes, sys, torch
-from septr_fast import SepTr, freed_memory
+from septr_fast import SepTr
+from septr_fast.passes.torch import freed_memory
 
 class Info(ctypes.Structure):
     names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
