@@ -50,4 +50,4 @@ def prepare(device: str) -> None:
         os.environ.pop("TRITON_INTERPRET", None)
         return
     os.environ["TRITON_INTERPRET"] = "1"
-    importlib.import_module("interpreter").install()
+    importlib.import_module("support.kernels.interpreter").install()

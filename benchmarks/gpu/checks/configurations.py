@@ -88,7 +88,7 @@ class Trial:
 
     def __init__(self, workload: Workload) -> None:
         self.workload = workload
-        self._judging: Any = importlib.import_module("judging")
+        self._judging: Any = importlib.import_module("support.judging")
         self._expected = functools.cache(self._draw)
 
     def fault_alone(self, kernel: str, config: Config, others: Configs) -> str | None:

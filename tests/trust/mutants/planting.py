@@ -123,7 +123,7 @@ def target(module: str, name: str) -> Any:
     if module not in PLAIN:
         return attrgetter(name)(importlib.import_module(f"septr_fast.kernels.{module}"))
     first = name.partition(".")[0]
-    owner = next(one for one in PLAIN[module] if vars(one).get(first, mock).__module__ == one.__name__)
+    owner = next(one for one in PLAIN[module] if getattr(vars(one).get(first), "__module__", "") == one.__name__)
     return attrgetter(name)(owner)
 
 

@@ -17,7 +17,7 @@ FOREIGN = (".env", "septr_fast/weights.pt", "septr_fast/notes.txt", "kernels/sec
 WHEEL = re.compile(
     r"septr_fast/([a-z_]+/)*[a-z_]+\.py|septr_fast/py\.typed|septr_fast-[0-9.]+\.dist-info/([a-z]+/)*[A-Za-z_.]+"
 )
-METADATA = {"METADATA", "WHEEL", "RECORD", "top_level.txt", "LICENSE"}
+METADATA = {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "top_level.txt", "LICENSE"}
 SDIST = re.compile(
     r"(septr_fast|kernels)/([a-z_]+/)*[a-z_]+\.py|septr_fast/py\.typed|septr_fast\.egg-info/[A-Za-z_-]+(\.txt)?"
     r"|setup\.py|setup\.cfg|pyproject\.toml|README\.md|LICENSE|PKG-INFO"
