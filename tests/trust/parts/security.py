@@ -30,6 +30,7 @@ CANNOT = (
 ROOT = Path(__file__).resolve().parents[3]
 SOURCES = ("septr_fast", "kernels", "benchmarks", "examples", "tests")
 JUSTIFIED = {
+    "tests/adopt/test_former_names.py": "files of an earlier version, of the project's own making",
     "tests/algebra/test_folding.py": "copies of a model by pickle, of its own making",
     "tests/network/test_ecosystem.py": "copies of a model by pickle, of its own making",
     "tests/support/training_runs.py": "a state that the test itself has saved",
