@@ -52,18 +52,18 @@ def run(
         for result in classify(bundle, files, batch=batch, hop=hop):
             if isinstance(result, Skipped):
                 skipped.append(result)
-                sys.stderr.write(f"septr_fast predict: skipped {shown(result.path)}: {result.reason}\n")
+                sys.stderr.write(f"septr-fast predict: skipped {shown(result.path)}: {result.reason}\n")
                 continue
             found.append(result)
             if not as_json:
                 sys.stdout.write(answer(result, bundle.classes, top))
     except (ValueError, OSError, ImportError) as error:
-        sys.stderr.write(f"septr_fast predict: {error}\n")
+        sys.stderr.write(f"septr-fast predict: {error}\n")
         return 2
     if as_json:
         sys.stdout.write(f"{json.dumps(_report(found, skipped, bundle.classes, top), indent=1)}\n")
     if skipped:
-        sys.stderr.write(f"septr_fast predict: skipped {len(skipped)} of {len(files)} files\n")
+        sys.stderr.write(f"septr-fast predict: skipped {len(skipped)} of {len(files)} files\n")
     return 1 if skipped else 0
 
 

@@ -45,11 +45,11 @@ def run(files: Sequence[Path], out: Path | None) -> int:
     except (ValueError, OSError) as error:
         return _refuse(str(error))
     if not drawing:
-        sys.stderr.write(f"septr_fast report: {figures.NO_CHARTS}\n")
+        sys.stderr.write(f"septr-fast report: {figures.NO_CHARTS}\n")
     sys.stdout.write(f"{path}\n")
     return 0
 
 
 def _refuse(reason: str) -> int:
-    sys.stderr.write(f"septr_fast report: {reason}\n")
+    sys.stderr.write(f"septr-fast report: {reason}\n")
     return 2

@@ -50,7 +50,7 @@ def run(device: str, interpret: bool, out: Path | None, **options: Any) -> int:
     chosen = torch.device("cpu") if interpret else torch.device(device)
     reason = why_not(chosen, interpret)
     if reason is not None:
-        sys.stderr.write(f"septr_fast tune: {reason}\n")
+        sys.stderr.write(f"septr-fast tune: {reason}\n")
         return 2
     if chosen.type == "cuda":
         chosen = torch.device("cuda", torch.cuda.current_device() if chosen.index is None else chosen.index)

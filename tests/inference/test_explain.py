@@ -226,7 +226,7 @@ def test_a_broken_clip_is_named_with_status_1(checkpoint: Path, tmp_path: Path, 
         assert main(["explain", str(clip), "--checkpoint", str(checkpoint), "--out", str(out)]) == 1
         printed, err = capsys.readouterr()
         assert printed == ""
-        assert err.startswith(f"septr_fast explain: skipped {clip}: path: expected")
+        assert err.startswith(f"septr-fast explain: skipped {clip}: path: expected")
         assert not out.exists()
 
 
@@ -249,7 +249,7 @@ def test_usage_errors_are_status_2(
     assert main(["explain", clip, "--checkpoint", str(checkpoint), *options]) == 2
     out, err = capfd.readouterr()
     assert out == ""
-    assert err.startswith("septr_fast explain: ")
+    assert err.startswith("septr-fast explain: ")
     assert message in err
 
 
@@ -274,7 +274,7 @@ def test_logits_that_are_not_finite_are_no_answer() -> None:
 
 
 def test_without_matplotlib_nothing_is_computed(checkpoint: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(explain_command.charts, "available", lambda: False)
+    monkeypatch.setattr(explain_command.figures, "available", lambda: False)
     assert main(["explain", "clip.wav", "--checkpoint", str(checkpoint)]) == 2
     assert "pip install 'septr_fast[report]'" in capsys.readouterr().err
 

@@ -211,8 +211,8 @@ def test_broken_files_are_named_counted_and_skipped(checkpoint: Path, tmp_path: 
     assert "which is empty" in report["skipped"][0]["reason"]
     *named, count = err.splitlines()
     for name, line in zip(bad, named, strict=True):
-        assert line.startswith(f"septr_fast predict: skipped {tmp_path / name}: path: expected")
-    assert count == "septr_fast predict: skipped 4 of 5 files"
+        assert line.startswith(f"septr-fast predict: skipped {tmp_path / name}: path: expected")
+    assert count == "septr-fast predict: skipped 4 of 5 files"
 
 
 def test_names_that_are_no_text_are_escaped(checkpoint: Path, tmp_path: Path, capsys: Any) -> None:
@@ -249,7 +249,7 @@ def test_usage_errors_are_status_2(options: list[str], message: str, checkpoint:
     assert main(["predict", "clip.wav", "--checkpoint", str(checkpoint), *options]) == 2
     out, err = capfd.readouterr()
     assert out == ""
-    assert err.startswith("septr_fast predict: ")
+    assert err.startswith("septr-fast predict: ")
     assert re.search(message, err), err
 
 

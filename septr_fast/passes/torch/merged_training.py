@@ -1,6 +1,6 @@
 """The merged pass of a training step on a CPU, in float32, with a backward pass written by hand.
 
-Autograd runs the same arithmetic as `torch_backend.axis_pass`, but makes a tensor of every part of a gradient and adds
+Autograd runs the same arithmetic as `passes.axis_pass`, but makes a tensor of every part of a gradient and adds
 them up afterwards, joins and splits the chunks' grids once more, and multiplies `queriesᵀ scores` where
 `scoresᵀ queries` is the faster layout. Here a gradient grows where it lies: 4 to 6 percent of the time of a step
 (default model, 64x64, two cores of an Intel Xeon).

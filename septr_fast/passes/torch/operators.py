@@ -1,7 +1,7 @@
-"""The passes of `torch_backend` as operators that a compiler leaves whole, for compiled inference on a CPU.
+"""The passes of the file `passes` as operators that a compiler leaves whole, for compiled inference on a CPU.
 
 A compiler that sees into a pass fuses more, but runs each step over the whole grid: out of the caches, and slower than
-the chunks of `torch_backend` (1.12 times for the default model on two cores of an AMD EPYC). So a pass is one
+the chunks of those passes (1.12 times for the default model on two cores of an AMD EPYC). So a pass is one
 operator to it. Exporters see into it, and so does a compiler where gradients are recorded.
 """
 

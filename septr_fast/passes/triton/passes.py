@@ -1,7 +1,7 @@
-"""The passes of `functional` on Triton operators.
+"""The passes of `septr_fast.passes.dispatch` on Triton operators.
 
 The large work is in the operators of `septr_fast.kernels`; what is of the size of the class tokens stays
-plain PyTorch. Weights come folded, as for `torch_backend`. Whether a pass can run here says
+plain PyTorch. Weights come folded, as for `septr_fast.passes.torch`. Whether a pass can run here says
 `septr_fast.passes.backend`. Launch configurations that the user has measured come before the shipped ones.
 """
 
