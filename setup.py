@@ -48,6 +48,7 @@ setup(
             *hub,
             *onnx,
             "hypothesis>=6.100",
+            "import-linter>=2.1",
             "librosa>=0.10",
             "mypy>=1.13",
             "onnxruntime>=1.20",
