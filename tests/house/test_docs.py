@@ -116,7 +116,7 @@ def test_long_pages_are_found() -> None:
     [
         ("[a](LICENSE) ![b](docs/data-flow.svg) [c](#of-a-page) [d](https://x.y/z)\n# Of `a` page!\n", True),
         ("[a](docs/use.md#the-model)", True),
-        ("[a](docs/results.md#anything)", True),
+        ("[a](docs/results.md#results)", True),
         ("`[a](nowhere)`\n```\n[a](nowhere)\n```\n", True),
         ("[a](nowhere.md)", False),
         ("![a](nowhere.png)", False),
