@@ -322,7 +322,7 @@ def test_work_on_kernels_counts_what_they_do_again(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_run_that_is_cut_off_keeps_what_it_found(tmp_path: Path) -> None:
-    stop = "import os; from benchmarks import runner; run = runner.Runner.run; seen = []\n"
+    stop = "import os; from benchmarks.suite import runner; run = runner.Runner.run; seen = []\n"
     stop += "def once(*given): seen.append(run(*given)) if not seen else os._exit(9)\n"
     stop += "runner.Runner.run = once; import pytest; pytest.main()"
     options = ("benchmarks/test_models.py", "--smoke", "--audio", "noise", "--out", str(tmp_path), "--device", "cpu")
