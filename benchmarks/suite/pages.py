@@ -35,6 +35,8 @@ COLUMNS_OF_README = 110
 """The width of its lines."""
 ROWS = 8
 """Most rows of the README's table."""
+LEFT_OUT = (cases.OURS_COMPILED, cases.VIT_TINY, cases.AST_TINY)
+"""Models that are on the page alone: others of the same kind are in the README."""
 TASKS = (cases.FORWARD, cases.STEP)
 """Groups that the README shows."""
 COLUMNS = (
@@ -126,7 +128,8 @@ def _origin(run: Run, chosen: Sequence[Sequence[Result]]) -> str:
 def _table(chosen: Sequence[Sequence[Result]]) -> str:
     """A row for each model, with its time in each task and how many times as long as SepTr beside it that is."""
     header = ["model"]
-    rows: dict[str, list[str]] = {result.model: [result.model] for found in chosen for result in found}
+    models = dict.fromkeys(result.model for found in chosen for result in found if result.model not in LEFT_OUT)
+    rows = {model: [model] for model in models}
     for found in chosen:
         header += [found[0].group, "times SepTr's"]
         timed = {result.model: result for result in found}
