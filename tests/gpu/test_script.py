@@ -27,6 +27,7 @@ from benchmarks.gpu.checks import corpus as gpu_corpus
 from benchmarks.gpu.checks import replay as gpu_replay
 from benchmarks.measuring import timing
 from benchmarks.suite import cases
+from benchmarks.suite.evidence import MEASURED, digest
 from benchmarks.suite.stamp import commit, processor
 from septr_fast.passes.triton import tuned
 from septr_fast.report.results import load
@@ -41,7 +42,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("checkout")
     for folder in ("septr_fast", "kernels", "benchmarks", "tests"):
         shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__", "out", "goldens"))
-    shutil.copy(ROOT / "pyproject.toml", root)
+    for file in ("pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / file, root)
     return root
 
 
@@ -130,7 +132,7 @@ def test_bench(stages: dict[str, Any], tmp_path: Path) -> None:
     assert run.input == "noise"
     assert {result.group for result in run.results} == {cases.BLOCK, cases.LARGEST}
     assert {result.model for result in run.results} >= {cases.OURS, cases.REFERENCE, cases.FUSED, cases.MERGED}
-    assert run.stamp == {**content["stamp"], "date": run.stamp["date"]}
+    assert run.stamp == {**content["stamp"], "date": run.stamp["date"], "sources": digest(MEASURED)}
     assert all(f"{result.case:60} {result.model:42}" in text for result in run.results)
     on_pytorch = f"{run.results[0].case}: {cases.ON_PYTORCH}: it is SepTr here"
     assert on_pytorch in content["left_out"]
