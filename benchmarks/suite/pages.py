@@ -33,6 +33,8 @@ START, END = "<!-- results -->\n", "<!-- end of results -->"
 NO_GPU = "On a GPU: not measured yet."
 COLUMNS_OF_README = 110
 """The width of its lines."""
+FIRST_LOOK = "brief"
+"""The setting whose page has no chart of memory: its tables tell."""
 ROWS = 8
 """Most rows of the README's table."""
 LEFT_OUT = (cases.OURS_COMPILED, cases.VIT_TINY, cases.AST_TINY)
@@ -160,16 +162,16 @@ def _page(stored: Sources, album: Any) -> Iterator[str]:
 
 def _section(run: Run, album: Album) -> Iterator[str]:
     """The main findings of one run: of every group the first case, and how time and memory grow."""
-    yield f"{machine(run)} {_linked(album.prefix)}"
+    yield " ".join(part for part in (machine(run), ceilings(run), _linked(album.prefix)) if part)
     yield "\n".join(f"- {sentence}" for sentence in sentences(run))
-    yield ceilings(run)
     chosen = main_cases(run)
     yield page.speed_chart(chosen, album, "main cases")
     for case, found in chosen.items():
         if found[0].group in TASKS:
             yield f"**{case}**"
             yield tables.speed(run, found, COLUMNS)
-    yield from page.memory_charts(chosen, album)
+    if run.setting != FIRST_LOOK:
+        yield from page.memory_charts(chosen, album)
     yield from page.largest_batch(run)
     yield from page.growth(run, album)
     yield tables.not_run(run)
