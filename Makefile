@@ -24,7 +24,6 @@ test: $(STAMP)
 
 trust: $(STAMP)
 	OMP_NUM_THREADS=1 PYTHONPATH=tests:. $(BIN)/python -m trust --workers $(WORKERS)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/kernels/test_pass_operators.py --long
 
 format: $(STAMP)
 	$(BIN)/ruff format .

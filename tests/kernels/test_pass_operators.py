@@ -31,8 +31,6 @@ SIZES: dict[Any, dict[str, Any]] = {
     LowRank: {"shape": (2, 3, 13), "dim": 32, "heads": 4, "mlp_dim": 48, "channels": 2},
 }
 """Of which no tile and no row of coefficients has padding."""
-CHECKS_OF_STRIDES = ("test_schema", "test_faketensor")
-EVERY_CHECK = ("test_autograd_registration", "test_aot_dispatch_dynamic", *CHECKS_OF_STRIDES)
 
 
 @pytest.fixture(autouse=True)
@@ -90,16 +88,14 @@ def backward_of(case: Case, arguments: tuple[Any, ...], results: tuple[Tensor, .
 
 @pytest.mark.parametrize("layout", ["contiguous", "transposed"])
 @ANY
-def test_registered_operators(kind: Any, layout: str, device: torch.device, request: pytest.FixtureRequest) -> None:
-    """A second layout is a matter of schemas and of what fakes give; `--long` compiles it too."""
+def test_registered_operators(kind: Any, layout: str, device: torch.device) -> None:
     case = draw(kind, "height" if layout == "contiguous" else "width", device, shape=(2, 2, 3), heads=1, mlp_dim=8)
     if layout == "transposed":
         case = case.changed(lambda x: x.transpose(-1, -2).contiguous().transpose(-1, -2) if x.dim() > 1 else x)
-    checks = EVERY_CHECK if layout == "contiguous" or request.config.getoption("--long") else CHECKS_OF_STRIDES
     operator, arguments = arguments_of(case)
-    torch.library.opcheck(operator, leaves(arguments), test_utils=checks)
+    torch.library.opcheck(operator, leaves(arguments))
     operator, arguments = backward_of(case, arguments, operator(*arguments))
-    torch.library.opcheck(operator, arguments, test_utils=checks)
+    torch.library.opcheck(operator, arguments)
 
 
 def test_registered_operator_of_one_full_head(device: torch.device) -> None:

@@ -42,8 +42,8 @@ def test_batch_sizes(batch: int, formulation: str | None) -> None:
 
 @pytest.mark.parametrize("formulation", ["direct", "merged", "low-rank", "class-only"])
 def test_gradcheck(formulation: str) -> None:
-    config = {"input_size": (3, 2), "channels": 2, "num_classes": 2, "depth": 1, "heads": 2, "dim_head": 2}
-    _, model = pair({**config, "mlp_dim": 2, "dim": 3}, formulation=formulation)
+    config = {"input_size": (3, 2), "channels": 2, "num_classes": 2, "depth": 1, "heads": 2, "dim_head": 3}
+    _, model = pair({**config, "mlp_dim": 3, "dim": 4}, formulation=formulation)
     names, values = zip(*model.named_parameters(), strict=True)
     x = spectrograms(config, batch=2).requires_grad_()
 

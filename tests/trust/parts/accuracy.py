@@ -191,7 +191,7 @@ def run(full: bool, progress: Progress) -> Outcome:
     """See `trust`."""
     with launch.override(TILES):
         tried, rows, wrong = measured(full, progress)
-    steps = 200 if full else 12
+    steps = 200 if full else 20
     curves, apart = train_beside_the_reference(steps, progress)
     figures = {
         "rules": [{"rule": name.replace("_", " "), **limits} for name, limits in RULES.items()],

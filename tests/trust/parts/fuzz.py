@@ -50,12 +50,12 @@ class Level:
 
 
 LEVELS = {
-    "operators on Triton": Level(operators(), check_operator, 44, 500),
-    "passes on Triton": Level(passes("triton"), check_triton_pass, 16, 400),
-    "models on Triton": Level(models("triton"), check_model, 3, 100),
+    "operators on Triton": Level(operators(), check_operator, 66, 500),
+    "passes on Triton": Level(passes("triton"), check_triton_pass, 22, 400),
+    "models on Triton": Level(models("triton"), check_model, 4, 100),
     "passes on PyTorch": Level(passes("torch"), check_torch_pass, 100, 500),
     "merged training passes in chunks": Level(merged_in_chunks(), check_torch_pass, 30, 300),
-    "models on PyTorch": Level(models("torch"), check_model, 66, 600),
+    "models on PyTorch": Level(models("torch"), check_model, 112, 600),
 }
 
 LAYOUT_NAMES = ("contiguous", "transposed", "sliced", "expanded")

@@ -258,17 +258,7 @@ class Setting:
 
 
 def settings(full: bool) -> Iterator[Setting]:
-    """Models on both backends, in evaluation and in training; in the short form few on Triton.
-
-    Of the model of odd sizes the short form has each three of four choices: dtype, mode, promise and chunks.
-    """
-    for setting in _settings(full):
-        choices = (setting.dtype == torch.bfloat16, setting.training, setting.batch_invariant, setting.chunk is None)
-        if full or setting.config != "odd" or sum(choices) % 2 == 0:
-            yield setting
-
-
-def _settings(full: bool) -> Iterator[Setting]:
+    """Models on both backends, in evaluation and in training; in the short form few on Triton."""
     for backend, configs in {"torch": CONFIGS, "triton": ON_TRITON}.items():
         few = backend == "triton" and not full
         for name in configs:
