@@ -96,7 +96,6 @@ def versions() -> dict[str, str | None]:
     }
 
 
-@torch.compiler.assume_constant_result
 def why_not_triton(pass_name: str, device: torch.device) -> str | None:
     """The reason why `pass_name` cannot run on Triton kernels for tensors on `device`; None if it can."""
     if pass_name not in kernels.PASSES:
@@ -115,6 +114,10 @@ def why_not_triton(pass_name: str, device: torch.device) -> str | None:
         least, found = (".".join(map(str, pair)) for pair in (kernels.LEAST_CAPABILITY, capability))
         return f"Triton kernels need compute capability {least}, got {found}"
     return _why_not_cache(triton_cache_folder())
+
+
+# What `torch.compiler.assume_constant_result` does; naming the decorator imports all of torch._dynamo, for seconds.
+why_not_triton._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache
