@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import gc
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -126,6 +128,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return len(order) if call is None else order.get(call.params["case"].name, len(order))
 
     items.sort(key=place)
+
+
+def pytest_collection_finish() -> None:
+    """Import what models are compiled and recorded with, and let the collector of garbage pass over all of it."""
+    importlib.import_module("torch._inductor.compile_fx")
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -269,9 +269,6 @@ class SepTrBlock(reference.SepTrBlock):
         They are part of the graph where gradients can reach the parameters, otherwise kept across calls.
         """
         formulations = tuple(step.formulation for step in steps)
-        parameters = [*self.parameters(), *self.buffers(), *([cls_token] if "low-rank" in formulations else [])]
-        norms = [sublayer.norm for _, transformer, _ in self._order() for sublayer in transformer.sublayers]
-        settings = (formulations, dtype, *(norm.eps for norm in norms))
 
         def folded() -> list[Folded]:
             return [
@@ -279,10 +276,13 @@ class SepTrBlock(reference.SepTrBlock):
                 for formulation, (_, transformer, positions) in zip(formulations, self._order(), strict=True)
             ]
 
-        in_graph = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters)
-        if in_graph or records() or cls_token.is_meta:
+        if records() or cls_token.is_meta:
             return folded()
-        return self._cache.get(settings, parameters, folded)
+        parameters = [*self.parameters(), *self.buffers(), *([cls_token] if "low-rank" in formulations else [])]
+        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters):
+            return folded()
+        norms = [sublayer.norm for _, transformer, _ in self._order() for sublayer in transformer.sublayers]
+        return self._cache.get((formulations, dtype, *(norm.eps for norm in norms)), parameters, folded)
 
     def _tokens(self, formulation: str, cls_token: Tensor, positions: Tensor) -> Tokens | None:
         """What the tokens of a low-rank transformer are made of; None for other formulations."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -52,7 +54,11 @@ class Types:
 
 
 def pytest_collection_finish() -> None:
-    """Let the collector of garbage pass over all that was imported and collected, whenever a test makes garbage."""
+    """Let the collector of garbage pass over all that was imported and collected, whenever a test makes garbage.
+
+    The compiler is imported before, as many tests do it sooner or later.
+    """
+    importlib.import_module("torch._inductor.compile_fx")
     gc.collect()
     gc.freeze()
 
@@ -97,6 +103,25 @@ def _repeatable() -> None:
     from support.judging import FIRST_SEED
 
     torch.manual_seed(FIRST_SEED)
+
+
+@pytest.fixture
+def short_form(request: pytest.FixtureRequest) -> Callable[[ModuleType], Any]:
+    """Runs a part of `trust` in its short form; skips the test where the long form ran on these sources.
+
+    What is stored of the long form, nothing wrong, belongs to all that the part imports: where a line of that changes,
+    the short form runs again. With `--long` it always does.
+    """
+    from trust import page, registry
+    from trust.outcome import silent
+
+    def run(part: ModuleType) -> Any:
+        commit = registry.unchanged_since(part.NAME, page.stored())
+        if commit is not None and not request.config.getoption("--long"):
+            pytest.skip(f"make trust ran the long form on these sources, at {commit}: --long")
+        return part.run(full=False, progress=silent)
+
+    return run
 
 
 @pytest.fixture

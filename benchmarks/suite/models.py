@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -159,10 +160,16 @@ def precision(name: str) -> Iterator[None]:
 def flops(name: str, case: Case, num_classes: int, device: torch.device) -> int:
     """Matrix arithmetic of a call of the model `name` on `device`, forward and in training backward.
 
-    Counted without data. What the kernels of `SepTr` do again in the backward pass counts; weights that are folded
-    by an earlier call do not, but in a graph, which folds them in every call.
+    Counted without data, once for a case and device. What the kernels of `SepTr` do again in the backward pass
+    counts; weights that are folded by an earlier call do not, but in a graph, which folds them in every call.
     """
-    if name in OURS and name != cases.ON_PYTORCH and case.training and runs_on_triton(device):
+    on_kernels = name in OURS and name != cases.ON_PYTORCH and case.training and runs_on_triton(device)
+    return _flops(name, case, num_classes, device, on_kernels)
+
+
+@functools.lru_cache
+def _flops(name: str, case: Case, num_classes: int, device: torch.device, on_kernels: bool) -> int:
+    if on_kernels:
         return _flops_of_kernels(case, num_classes, device)
     torch.manual_seed(0)
     with torch.device("meta"):

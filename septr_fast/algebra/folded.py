@@ -143,8 +143,11 @@ Tables = TypeVar("Tables", Direct, Merged, LowRank, Mlp)
 
 
 def to_dtype(tables: Tables, dtype: torch.dtype) -> Tables:
-    """`tables` with every tensor in `dtype`; differentiable."""
-    changed: dict[str, Any] = {name: x.to(dtype) for name, x in tensors_of(tables).items()}
+    """`tables`, whose tensors share a dtype, with all of them in `dtype`; differentiable."""
+    tensors = tensors_of(tables)
+    if all(x.dtype == dtype for x in tensors.values()):
+        return tables
+    changed: dict[str, Any] = {name: x.to(dtype) for name, x in tensors.items()}
     return replace(tables, **changed)
 
 

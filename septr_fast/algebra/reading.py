@@ -23,7 +23,7 @@ def check_foldable(transformer: Transformer) -> None:
     attention, feed_forward = (sublayer.fn for sublayer in transformer.sublayers)
     expect(attention, Attention, "attention")
     expect(feed_forward, FeedForward, "MLP")
-    net = cast(FeedForward, feed_forward).net
+    net = tuple(cast(FeedForward, feed_forward).net)
     expect(cast(Attention, attention).to_qkv, nn.Linear, "to_qkv")
     to_out = cast(Attention, attention).to_out
     if not isinstance(to_out, nn.Identity):
@@ -105,6 +105,7 @@ def folded_out_bias(weights: AttentionWeights) -> Tensor:
 def read_dropout(transformer: Transformer) -> Dropout:
     """The probabilities that the dropout modules of `transformer` hold, as each is set at this moment."""
     attention, feed_forward = (sublayer.fn for sublayer in transformer.sublayers)
-    to_out, net = cast(Attention, attention).to_out, cast(FeedForward, feed_forward).net
-    modules = (to_out if isinstance(to_out, nn.Identity) else to_out[1], net[2], net[4])
+    to_out = cast(Attention, attention).to_out
+    _, _, hidden, _, out = cast(FeedForward, feed_forward).net
+    modules = (to_out if isinstance(to_out, nn.Identity) else to_out[1], hidden, out)
     return Dropout(*(module.p if isinstance(module, nn.Dropout) and module.training else 0.0 for module in modules))

@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from septr_fast.passes import backend
 
 ROOT = Path(__file__).resolve().parents[2]
 FACADE = ("septr_fast", "__init__.py")
@@ -42,6 +45,25 @@ def test_nothing_inside_imports_the_facade() -> None:
 @pytest.mark.parametrize("line", ["from septr_fast import SepTr", "import septr_fast"])
 def test_an_import_of_the_facade_is_seen(line: str) -> None:
     assert from_facade(f"def late():\n    {line}\n")
+
+
+def test_an_import_brings_neither_the_compiler_nor_what_is_optional() -> None:
+    """They take seconds; torch itself imports the compiler when an optimizer is built."""
+    code = "import sys, septr_fast; print(*sorted({name.partition('.')[0] for name in sys.modules} | {*sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    found = set(done.stdout.split())
+    assert "septr_fast.model" in found
+    assert not found & {"torch._dynamo", "torch._inductor", "triton", "matplotlib", "soundfile", "transformers"}
+
+
+def test_the_mark_on_what_names_a_backend_is_that_of_the_decorator() -> None:
+    """`torch.compiler.assume_constant_result`, which imports the compiler, sets what is set without it."""
+
+    def decorated() -> None: ...
+
+    marked = vars(torch.compiler.assume_constant_result(decorated))
+    assert marked.items() <= vars(backend.why_not_triton).items()
+    assert marked
 
 
 def test_kernels_import_none_of_the_package() -> None:

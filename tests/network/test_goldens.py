@@ -26,8 +26,8 @@ RUNS = [
     pytest.param(SepTr, torch.float64, True, id="SepTr-float64-recomputed"),
     pytest.param(reference.SepTr, torch.float64, False, id="reference-float64"),
 ]
-LARGE = "model_default"
-"""Recomputed, and for the reference, it takes a core minutes in float64: with `--long`."""
+LARGE = {"SepTr": ("model_default",), "reference": ("model_default", "model_default_ds2")}
+"""Recomputed, and for the reference, they take a core half a minute or minutes in float64: with `--long`."""
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -35,8 +35,9 @@ LARGE = "model_default"
 def test_model(
     name: str, kind: type[nn.Module], dtype: torch.dtype, recompute: bool, request: pytest.FixtureRequest
 ) -> None:
-    if name == LARGE and (recompute or kind is reference.SepTr) and not request.config.getoption("--long"):
-        pytest.skip("takes a core minutes: --long")
+    large = LARGE["reference" if kind is reference.SepTr else "SepTr"]
+    if name in large and (recompute or kind is reference.SepTr) and not request.config.getoption("--long"):
+        pytest.skip("takes a core up to minutes: --long")
     stored, config, batch, seed = load(name)
     model = with_golden_weights(kind(**config), seed, dtype)
     assert {k: list(v.shape) for k, v in model.state_dict().items()} == dict(json.loads(str(stored["keys"])))

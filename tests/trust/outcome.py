@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 Progress = Callable[[int], None]
@@ -28,3 +29,7 @@ class Outcome:
     tried: int
     wrong: list[str]
     figures: dict[str, Any] = field(default_factory=dict)
+
+
+ShortForm = Callable[[ModuleType], Outcome]
+"""The fixture `short_form` of tests/conftest.py."""

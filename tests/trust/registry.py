@@ -57,7 +57,15 @@ def sources(name: str) -> str:
     return digest((f"trust.parts.{name}", *PREPARED, *PROGRAMS.get(name, ())), files)
 
 
+def unchanged_since(name: str, records: Iterable[Mapping[str, Any]]) -> str | None:
+    """The commit at which the long form of the part `name` found nothing wrong in the sources of today; else None."""
+    for record in records:
+        if record["part"] == name and not record["wrong"] and record.get("sources") == sources(name):
+            return str(record["stamp"]["commit"])
+    return None
+
+
 def out_of_date(records: Iterable[Mapping[str, Any]]) -> list[str]:
     """The parts without a record, or with one that found something wrong or is of other sources."""
-    held = {record["part"]: record.get("sources") for record in records if not record["wrong"]}
-    return [name for name in names() if held.get(name) is None or held[name] != sources(name)]
+    held = list(records)
+    return [name for name in names() if unchanged_since(name, held) is None]

@@ -12,16 +12,16 @@ pytest.importorskip("triton")
 
 from trust.fuzzing import operators as fuzz_operators
 from trust.life import curves
-from trust.outcome import silent
+from trust.outcome import ShortForm, silent
 from trust.parts import accuracy
 
 from septr_fast.passes.torch import passes as torch_passes
 
 
-def test_none_wrong(device: torch.device, one_thread: None) -> None:
+def test_none_wrong(short_form: ShortForm, device: torch.device, one_thread: None) -> None:
     if device.type != "cpu":
         pytest.skip("shapes are sized for the interpreter")
-    outcome = accuracy.run(full=False, progress=silent)
+    outcome = short_form(accuracy)
     assert outcome.wrong == []
     assert outcome.tried >= 300
 

@@ -14,7 +14,7 @@ import triton.language as tl
 from septr_fast.kernels import launch
 from trust.far import far_parts
 from trust.mutants import planting
-from trust.outcome import silent
+from trust.outcome import ShortForm
 from trust.parts import addressing
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -26,8 +26,8 @@ def _interpreted(device: torch.device) -> None:
         pytest.skip("the interpreter runs on a CPU alone")
 
 
-def test_addressing() -> None:
-    outcome = addressing.run(full=False, progress=silent)
+def test_addressing(short_form: ShortForm) -> None:
+    outcome = short_form(addressing)
     assert outcome.wrong == []
     assert outcome.tried >= 200
     tried = outcome.figures["launches by kernel"]

@@ -11,7 +11,7 @@ import torch
 pytest.importorskip("safetensors")
 pytest.importorskip("soundfile")
 
-from trust.outcome import silent
+from trust.outcome import ShortForm
 from trust.parts import bad_input
 from trust.wrong import calls as wrong_calls
 from trust.wrong.calls import Subject, WrongCall
@@ -32,8 +32,8 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_wrong_calls() -> None:
-    outcome = bad_input.run(full=False, progress=silent)
+def test_wrong_calls(short_form: ShortForm) -> None:
+    outcome = short_form(bad_input)
     assert outcome.wrong == []
     assert outcome.tried >= 390
 

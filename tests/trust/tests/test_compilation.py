@@ -11,15 +11,15 @@ pytest.importorskip("triton")
 from septr_fast.kernels import launch
 from trust.machine import machine_code, rows
 from trust.machine.machine_code import Asked
-from trust.outcome import silent
+from trust.outcome import ShortForm
 from trust.parts import compilation
 
 KERNELS = 6
 """That the short form compiles."""
 
 
-def test_compilation() -> None:
-    outcome = compilation.run(full=False, progress=silent)
+def test_compilation(short_form: ShortForm) -> None:
+    outcome = short_form(compilation)
     assert outcome.wrong == []
     assert outcome.tried == KERNELS
     assert outcome.figures["launches whose precision and contraction were checked"] > 1000

@@ -15,7 +15,7 @@ pytest.importorskip("triton")
 
 from trust.fuzzing import chunks
 from trust.fuzzing.cases import OperatorCase
-from trust.outcome import silent
+from trust.outcome import ShortForm, silent
 from trust.parts import fuzz
 
 from septr_fast.passes.torch import merged_training
@@ -29,8 +29,8 @@ def _on_a_cpu(device: torch.device) -> None:
 
 
 @pytest.mark.usefixtures("_on_a_cpu")
-def test_none_wrong_and_every_category_reached() -> None:
-    outcome = fuzz.run(full=False, progress=silent)
+def test_none_wrong_and_every_category_reached(short_form: ShortForm) -> None:
+    outcome = short_form(fuzz)
     assert outcome.wrong == []
     assert outcome.tried >= 300
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from trust.outcome import silent
+from trust.outcome import ShortForm
 from trust.parts import isolation
 
 from septr_fast.passes import lengths
@@ -18,10 +18,10 @@ from septr_fast.passes.torch import attention, chunks
 from septr_fast.passes.torch import passes as torch_passes
 
 
-def test_none_wrong(device: torch.device, one_thread: None) -> None:
+def test_none_wrong(short_form: ShortForm, device: torch.device, one_thread: None) -> None:
     if device.type != "cpu":
         pytest.skip("what is promised is promised on a CPU")
-    outcome = isolation.run(full=False, progress=silent)
+    outcome = short_form(isolation)
     assert outcome.wrong == []
     assert outcome.tried >= 1500
 

@@ -21,7 +21,7 @@ from septr_fast.kernels import (
     mlp,
     normalization,
 )
-from trust.outcome import silent
+from trust.outcome import ShortForm
 from trust.parts import memory
 from trust.traced import needed
 
@@ -45,8 +45,8 @@ def _interpreted(device: torch.device) -> None:
         pytest.skip("the interpreter runs on a CPU alone")
 
 
-def test_memory() -> None:
-    outcome = memory.run(full=False, progress=silent)
+def test_memory(short_form: ShortForm) -> None:
+    outcome = short_form(memory)
     assert outcome.wrong == []
     assert outcome.tried >= memory.SHORT
     kernels = {name for module in MODULES for name in vars(module) if name.endswith("_kernel")}

@@ -16,7 +16,7 @@ from trust.mutants import killing, planting
 from trust.mutants.equivalent import EQUIVALENT
 from trust.mutants.killing import Case, Profile
 from trust.mutants.mutators import CAST_DROPPED, Mutant, mutants, planted
-from trust.outcome import silent
+from trust.outcome import ShortForm, silent
 from trust.parts import mutation
 
 from septr_fast.algebra.folded import accumulation_dtype
@@ -229,7 +229,7 @@ def test_order_of_cases() -> None:
     assert names(cast, 2) == [f"{far} 1", f"{far} 0", f"{far} 2", "a 0"]
 
 
-def test_short_form() -> None:
-    outcome = mutation.run(full=False, progress=silent)
+def test_short_form(short_form: ShortForm) -> None:
+    outcome = short_form(mutation)
     assert outcome.wrong == []
     assert outcome.tried == mutation.SHORT

@@ -12,7 +12,7 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from trust.outcome import silent
+from trust.outcome import ShortForm
 from trust.parts import repeat
 
 from septr_fast.passes.torch import passes as torch_passes
@@ -20,10 +20,10 @@ from septr_fast.passes.torch import passes as torch_passes
 ONE = repeat.Setting("wide", "torch", None, "float32")
 
 
-def test_none_wrong(device: torch.device, one_thread: None) -> None:
+def test_none_wrong(short_form: ShortForm, device: torch.device, one_thread: None) -> None:
     if device.type != "cpu":
         pytest.skip("models are sized for the interpreter")
-    outcome = repeat.run(full=False, progress=silent)
+    outcome = short_form(repeat)
     assert outcome.wrong == []
     assert outcome.tried >= 90
     assert outcome.figures["of these with 2 threads"] == 1

@@ -15,7 +15,7 @@ pytest.importorskip("hypothesis")
 
 from trust.life import interruptions, together
 from trust.life.model_life import Life
-from trust.outcome import silent
+from trust.outcome import ShortForm
 from trust.parts import state
 
 from septr_fast import SepTr
@@ -31,8 +31,8 @@ def _interpreted(device: torch.device) -> None:
         pytest.skip("runs in the interpreter")
 
 
-def test_state() -> None:
-    outcome = state.run(full=False, progress=silent)
+def test_state(short_form: ShortForm) -> None:
+    outcome = short_form(state)
     assert outcome.wrong == []
     assert outcome.figures["changes between two calls"] >= 60
     assert outcome.figures["calls that were stopped"] >= 20
