@@ -6,42 +6,68 @@ are first needed.
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
+AUDIO_SUFFIXES = (
+    *(".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3"),
+    *(".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".w64", ".rf64", ".sph"),
+)
+"""Endings of the files that are taken for audio, in any case; libsndfile reads these formats."""
+UNREAD_SUFFIXES = (".m4a", ".mp4", ".aac", ".wma", ".amr", ".webm", ".mka", ".ape", ".wv", ".mpc")
+"""Endings of audio that it does not read."""
 _MOST_UPSAMPLING = 100
 """Largest factor by which a clip is resampled: a rate below is that of a broken header."""
 
 
 def find_clips(folder: Path) -> list[Path]:
-    """All WAV files below `folder`, sorted, but for folders named with a leading underscore.
+    """All audio files below `folder`, sorted, but for folders named with a leading underscore.
 
     Those hold no class: Speech Commands keeps its background noise in one.
 
     Args:
-        folder: searched with all its subfolders for files ending in ".wav", in any case.
+        folder: searched with all its subfolders, links too, for files ending in one of `AUDIO_SUFFIXES`.
 
     Raises:
-        ValueError: if `folder` is no folder or holds no WAV file.
+        ValueError: if `folder` is no folder or holds no such file.
     """
     if not folder.is_dir():
-        raise ValueError(f"folder: expected a folder of WAV files, got {folder}, which is not a folder")
-    paths = [path for path in folder.rglob("*") if path.suffix.lower() == ".wav" and path.is_file()]
+        raise ValueError(f"folder: expected a folder of audio files, got {folder}, which is not a folder")
+    paths = [path for path in walk(folder) if path.suffix.lower() in AUDIO_SUFFIXES]
     paths = [path for path in paths if not path.parent.name.startswith("_")]
     if not paths:
-        raise ValueError(f"folder: expected WAV files below {folder}, found none")
+        raise ValueError(f"folder: expected audio files below {folder}, found none")
     return sorted(paths, key=Path.as_posix)
 
 
+def walk(folder: Path) -> Iterator[Path]:
+    """All files below `folder`. Links to folders are followed last, and no folder is entered twice."""
+    entered: set[Path] = set()
+    waiting, linked = deque([folder]), deque[Path]()
+    while waiting or linked:
+        place = (waiting or linked).popleft()
+        real = place.resolve()
+        if real in entered:
+            continue
+        entered.add(real)
+        for path in sorted(place.iterdir()):
+            if path.is_dir():
+                (linked if path.is_symlink() else waiting).append(path)
+            elif path.is_file():
+                yield path
+
+
 def read_clip(path: Path) -> tuple[Tensor, int]:
-    """One WAV file as mono samples.
+    """One audio file as mono samples.
 
     Args:
-        path: a WAV file, or another that libsndfile reads, with any number of channels, which are averaged. Of a
-            file that was cut short come the samples that are there.
+        path: a WAV, FLAC, Ogg, MP3 or other file that libsndfile reads, with any number of channels, which are
+            averaged. Of a file that was cut short come the samples that are there.
 
     Returns:
         The samples `(samples,)`, float32, full scale at 1, and the rate in hertz.

@@ -29,8 +29,9 @@ class LogMel(Spectrogram):
         fft_size: length of the Fourier transform, in samples.
         hop: from one frame to the next, in samples; None for a quarter of `fft_size`.
         window_length: of the Hann window in the middle of each frame, in samples; None for `fft_size`.
-        center: whether frame `i` has its middle at sample `i * hop`, with zeros beyond both ends, as in librosa;
-            otherwise it starts there.
+        center: whether frame `i` has its middle at sample `i * hop`, as in librosa; otherwise it starts there.
+        pad_mode: what is beyond both ends with `center`: "constant" for zeros, as in librosa, or "reflect", as in
+            torchaudio.
         low: where the first filter begins, in hertz.
         high: where the last filter ends, in hertz; None for half the rate.
         scale: the mel scale, "slaney" or "htk".
@@ -65,6 +66,7 @@ class LogMel(Spectrogram):
         hop: int | None = None,
         window_length: int | None = None,
         center: bool = True,
+        pad_mode: str = "constant",
         low: float = 0.0,
         high: float | None = None,
         scale: str = "slaney",
@@ -80,7 +82,17 @@ class LogMel(Spectrogram):
         time_first: bool = False,
     ) -> None:
         super().__init__(
-            sample_rate, fft_size, hop, window_length, center, frames, standardize, mean, deviation, time_first
+            sample_rate,
+            fft_size,
+            hop,
+            window_length,
+            center,
+            pad_mode,
+            frames,
+            standardize,
+            mean,
+            deviation,
+            time_first,
         )
         check_sizes(mels=mels)
         if not is_number(power) or not 1 <= power < math.inf:
@@ -95,9 +107,8 @@ class LogMel(Spectrogram):
         self.low, self.high, self.scale, self.norm = low, high, scale, norm
         self.power, self.log, self.floor, self.top_db = power, log, floor, top_db
         self.bins = mels
-        filters = mel_filters(mels, fft_size, sample_rate, low, high, scale, norm)
-        self.register_buffer("filters", filters, persistent=False)
-        dead = int((filters.amax(dim=1) == 0).sum())
+        self._register_tables()
+        dead = int((self._tables()["filters"].amax(dim=1) == 0).sum())
         if dead:
             _logger.warning("%d of %d mel filters catch no bin of %d samples' transform", dead, mels, fft_size)
 
@@ -110,6 +121,12 @@ class LogMel(Spectrogram):
         """`(batch, 1, mels, frames)` from the complex `spectrum` `(batch, fft_size // 2 + 1, frames)`."""
         powers = _squares(spectrum) if self.power == 2 else spectrum.abs() ** self.power
         return self._logarithm(torch.matmul(self.filters.to(powers.dtype), powers)[:, None])
+
+    def _tables(self) -> dict[str, Tensor]:
+        with torch.device("cpu"):
+            rate = self.sample_rate
+            filters = mel_filters(self.bins, self.fft_size, rate, self.low, self.high, self.scale, self.norm)
+        return {**super()._tables(), "filters": filters}
 
     def _shared(self) -> tuple[str, ...]:
         return (*super()._shared(), "mels", "low", "high", "scale", "norm", "power", "log", "floor", "top_db")

@@ -51,7 +51,7 @@ def test_clips_are_found_below_the_folder_in_any_case_and_sorted(tmp_path: Path)
 
 
 def test_empty_folder_raises(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"^folder: expected WAV files below .*, found none"):
+    with pytest.raises(ValueError, match=r"^folder: expected audio files below .*, found none"):
         recordings.find_clips(tmp_path)
 
 

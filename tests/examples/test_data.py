@@ -219,7 +219,7 @@ def test_a_folder_that_is_none_raises(tmp_path: Path) -> None:
 
 def test_layouts_are_those_that_find_takes(tmp_path: Path) -> None:
     makers = {"speech-commands": speech_commands, "esc50": esc50, "crema-d": crema_d, "folders": class_folders}
-    assert set(LAYOUTS) == {"auto", *makers}
+    assert set(LAYOUTS) == {"auto", "splits", *makers}
     for layout, make in makers.items():
         folder = tmp_path / layout
         folder.mkdir()

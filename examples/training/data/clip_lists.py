@@ -7,10 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-SPLITS = ("train", "validation", "test")
+from septr_fast.audio.clips import AUDIO_SUFFIXES, UNREAD_SUFFIXES, walk
 
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64", ".rf64")
-"""Endings of the files that are taken for audio, in any case; libsndfile reads these formats."""
+SPLITS = ("train", "validation", "test")
 
 _SHOWN = 5
 """Most names that a warning lists."""
@@ -55,27 +54,34 @@ def assemble(name: str, classes: Sequence[str], splits: Mapping[str, Iterable[Cl
     untrained = [repr(class_name) for label, class_name in enumerate(classes) if label not in trained]
     if untrained:
         raise ValueError(
-            f"folder: expected clips of every class to train on in {folder}, got none of {_few(untrained)}"
+            f"folder: expected clips of every class to train on in {folder}, got none of {few(untrained)}: add some, "
+            "or take the class out"
         )
+    for split, clips in lists.items():
+        if not clips and any(lists.values()):
+            _logger.warning("no clip of %s is in the %s split: nothing is said of it", folder, split)
     return DataSet(name, tuple(classes), lists)
 
 
 def audio_files(folder: Path) -> list[Path]:
     """Audio files below `folder`, sorted.
 
-    Left out are hidden files, folders that are hidden or named with a leading underscore (Speech Commands keeps its
-    background noise in one) and files of other kinds by their names: with a warning that counts them, but for those
-    directly in `folder`, which describe it.
+    Links to folders are followed, each folder once. Left out are hidden files, folders that are hidden or named with a
+    leading underscore (Speech Commands keeps its background noise in one) and files of other kinds by their names: with
+    a warning that counts them, but for those directly in `folder`, which describe it.
 
     Raises:
         ValueError: if `folder` is no folder.
     """
     if not folder.is_dir():
         raise ValueError(f"folder: expected a folder, got {folder}, which is not one")
-    files = [path for path in folder.rglob("*") if path.is_file() and not _is_aside(path.relative_to(folder))]
+    files = [path for path in walk(folder) if not _is_aside(path.relative_to(folder))]
     audio = [path for path in files if path.suffix.lower() in AUDIO_SUFFIXES]
-    others = [path for path in files if path.parent != folder and path.suffix.lower() not in AUDIO_SUFFIXES]
-    warn_left_out(others, "files that are no audio by their names")
+    unread = [path for path in files if path.suffix.lower() in UNREAD_SUFFIXES]
+    others = [path for path in files if path.suffix.lower() not in (*AUDIO_SUFFIXES, *UNREAD_SUFFIXES)]
+    kinds = ", ".join(sorted({path.suffix.lower() for path in unread}))
+    warn_left_out(unread, f"files of kinds that libsndfile does not read ({kinds}): make WAV or FLAC of them")
+    warn_left_out([path for path in others if path.parent != folder], "files that are no audio by their names")
     return sorted(audio, key=Path.as_posix)
 
 
@@ -83,14 +89,15 @@ def warn_left_out(paths: Iterable[Path], kind: str) -> None:
     """Log a warning that counts `paths`, says of what `kind` they are and names the first; none: no warning."""
     names = sorted(map(str, paths))
     if names:
-        _logger.warning("left out %d %s: %s", len(names), kind, _few(names))
+        _logger.warning("left out %d %s: %s", len(names), kind, few(names))
 
 
 def _order(clip: Clip) -> str:
     return clip.path.as_posix()
 
 
-def _few(names: Sequence[str]) -> str:
+def few(names: Sequence[str]) -> str:
+    """The first of `names`, and how many more there are."""
     more = len(names) - _SHOWN
     return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from pathlib import Path
 
 from training.data import layouts
 from training.data.clip_lists import SPLITS, Clip, DataSet
 
-__all__ = ["LAYOUTS", "SPLITS", "Clip", "DataSet", "detect", "find"]
+__all__ = ["LAYOUTS", "SPLITS", "Clip", "DataSet", "detect", "find", "summary"]
 
-LAYOUTS = ("auto", "speech-commands", "esc50", "crema-d", "folders")
+LAYOUTS = ("auto", "speech-commands", "esc50", "crema-d", "folders", "splits")
+
+SHOWN = 40
+"""Classes of which a summary has a line."""
+
+_logger = logging.getLogger(__name__)
 
 
 def find(
@@ -26,10 +33,11 @@ def find(
         folder: where the data set lies.
         layout: "speech-commands" (a folder per word and the lists validation_list.txt and testing_list.txt), "esc50"
             (audio/ and meta/esc50.csv), "crema-d" (names like 1001_DFA_ANG_XX.wav, here or in AudioWAV/), "folders"
-            (a folder per class, which may lie in train/, validation/ and test/) or "auto", the one it looks like.
+            (a folder per class), "splits" (a folder per class in train/, validation/ and test/) or "auto", the one it
+            looks like, which is logged.
         fold: of ESC-50, 1 to 5: the clips to test on; those of the next fold are the validation split.
         shares: of validation and test where the layout does not say what belongs to them: of the actors for
-            "crema-d", of the files for "folders".
+            "crema-d", of the files for "folders", with some of every class.
         seed: chooses these.
 
     Returns:
@@ -46,22 +54,38 @@ def find(
         raise ValueError(f"folder: expected the folder of a data set, got {folder}, which is not a folder")
     if not (len(shares) == 2 and min(shares) >= 0 and sum(shares) < 1):
         raise ValueError(f"shares: expected two of at least 0 with a sum below 1, got {shares}")
-    chosen = detect(folder) if layout == "auto" else layout
+    chosen, why = detect(folder) if layout == "auto" else (layout, "as was asked")
+    _logger.info("layout %s: %s", chosen, why)
     if chosen == "speech-commands":
         return layouts.speech_commands(folder)
     if chosen == "esc50":
         return layouts.esc50(folder, fold)
     if chosen == "crema-d":
         return layouts.crema_d(folder, shares, seed)
+    if chosen == "splits":
+        return layouts.split_folders(folder)
     return layouts.class_folders(folder, shares, seed)
 
 
-def detect(folder: Path) -> str:
-    """The layout that `folder` looks like; "folders" where it looks like none of the others."""
+def summary(data: DataSet) -> str:
+    """A line for each class, of many for the first, with its clips in each split."""
+    counts = Counter((split, clip.label) for split, clips in data.splits.items() for clip in clips)
+    lines = [
+        f"  {name}: {', '.join(f'{counts[split, label]} {split}' for split in SPLITS)}"
+        for label, name in enumerate(data.classes[:SHOWN])
+    ]
+    more = len(data.classes) - SHOWN
+    return "\n".join([f"{len(data.classes)} classes:", *lines, *([f"  and {more} more"] if more > 0 else [])])
+
+
+def detect(folder: Path) -> tuple[str, str]:
+    """The layout that `folder` looks like, and why; "folders" where it looks like none of the others."""
     if any((folder / name).is_file() for name in layouts.SPEECH_COMMANDS_LISTS.values()):
-        return "speech-commands"
+        return "speech-commands", "by its lists of clips"
     if (folder / layouts.ESC50_TABLE).is_file():
-        return "esc50"
+        return "esc50", f"by its table {layouts.ESC50_TABLE}"
     places = (folder, folder / layouts.CREMA_D_FOLDER)
     files = (path for place in places if place.is_dir() for path in place.iterdir() if path.is_file())
-    return "crema-d" if any(layouts.is_crema_d(path) for path in files) else "folders"
+    if any(layouts.is_crema_d(path) for path in files):
+        return "crema-d", "by the names of its files"
+    return layouts.look(folder)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
-from training.data.clip_lists import AUDIO_SUFFIXES, SPLITS, Clip, DataSet, assemble, audio_files, warn_left_out
+from septr_fast.audio.clips import AUDIO_SUFFIXES
+from training.data import splitting
+from training.data.clip_lists import SPLITS, Clip, DataSet, assemble, audio_files, few, warn_left_out
 
 SPEECH_COMMANDS_LISTS = {"validation": "validation_list.txt", "test": "testing_list.txt"}
 ESC50_TABLE = Path("meta", "esc50.csv")
@@ -87,8 +89,9 @@ def crema_d(folder: Path, shares: tuple[float, float], seed: int) -> DataSet:
     if not paths:
         raise ValueError(f"folder: expected files with names like 1001_DFA_ANG_XX.wav in {place}, found none")
     classes = sorted({_emotion(path) for path in paths})
-    split_of = _rank_groups({_actor(path) for path in paths}, shares, seed)
-    return assemble("crema-d", classes, _split(paths, classes, _emotion, lambda path: split_of[_actor(path)]), folder)
+    split_of = splitting.by_rank({_actor(path) for path in paths}, shares, seed)
+    splits = splitting.split(paths, classes, _emotion, lambda path: split_of[_actor(path)])
+    return assemble("crema-d", classes, splits, folder)
 
 
 def is_crema_d(path: Path) -> bool:
@@ -99,31 +102,67 @@ def is_crema_d(path: Path) -> bool:
 
 
 def class_folders(folder: Path, shares: tuple[float, float], seed: int) -> DataSet:
-    """A folder for each class, which may lie in train/, validation/ (or valid/ or val/) and test/.
+    """A folder for each class. A hash of each file's name says its split, and each class has some of every split.
 
-    Where they do not, a hash of each file's name says its split, whatever other files there are. As in Speech
-    Commands only what stands before "_nohash_" counts, the speaker; equal names in two classes get one split.
+    As in Speech Commands only what stands before "_nohash_" counts, the speaker; equal names in two classes get one
+    split. See `training.data.splitting.by_hash`.
 
     Raises:
-        ValueError: if there are no class folders with audio files, or two folders for a split.
+        ValueError: if there are no class folders with audio files.
     """
-    paths = audio_files(folder)
-    given = _split_folders(folder)
-    if given:
-        outside = [path for path in paths if not any(path.is_relative_to(top) for top in given.values())]
-        warn_left_out(outside, f"files beside the folders of the splits in {folder}")
-        files = {split: _class_files(top, paths) for split, top in given.items()}
-        classes = sorted({name for found in files.values() for name in found.values()})
-        splits = {
-            split: [Clip(path, classes.index(name)) for path, name in found.items()] for split, found in files.items()
-        }
-        return assemble("folders", classes, splits, folder)
-    found = _class_files(folder, paths)
+    found = _class_files(folder, audio_files(folder))
     if not found:
         raise ValueError(f"folder: expected a folder of audio files for each class in {folder}, found none")
     classes = sorted(set(found.values()))
-    splits = _split(found, classes, found.__getitem__, lambda path: _hashed_split(_speaker(path), shares, seed))
+    speakers: dict[str, set[str]] = defaultdict(set)
+    for path, name in found.items():
+        speakers[_speaker(path)].add(name)
+    split_of = splitting.by_hash(speakers, shares, seed)
+    splits = splitting.split(found, classes, found.__getitem__, lambda path: split_of[_speaker(path)])
     return assemble("folders", classes, splits, folder)
+
+
+def split_folders(folder: Path) -> DataSet:
+    """A folder for each class in train/, and in validation/ (or valid/ or val/) and test/ where these are there.
+
+    Raises:
+        ValueError: if there is no train/ with class folders, or two folders for a split.
+    """
+    given = _folders_of_splits(folder)
+    if not holds_classes(given.get("train")):
+        raise ValueError(f"folder: expected train/ with a folder of audio files for each class in {folder}")
+    paths = audio_files(folder)
+    outside = [path for path in paths if not any(path.is_relative_to(top) for top in given.values())]
+    warn_left_out(outside, f"files beside the folders of the splits in {folder}")
+    files = {split: _class_files(top, paths) for split, top in given.items()}
+    classes = sorted({name for found in files.values() for name in found.values()})
+    splits = {
+        split: [Clip(path, classes.index(name)) for path, name in found.items()] for split, found in files.items()
+    }
+    return assemble("splits", classes, splits, folder)
+
+
+def look(folder: Path) -> tuple[str, str]:
+    """What class folders look like, "splits" or "folders", and why; where the other is possible too, that is said.
+
+    They are splits where train/ holds folders, and nothing lies beside it or another split does.
+    """
+    tops = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "_")))
+    named = {name: [top for top in tops if top in names] for name, names in _SPLIT_FOLDERS.items()}
+    others = [top for top in tops if not any(top in found for found in named.values())]
+    if not (named["train"] and holds_classes(folder / "train")):
+        return "folders", f"a class for each of {len(tops)} folders"
+    if not others:
+        return "splits", "train/ holds the folders of the classes; where it is a class itself, say --layout folders"
+    beside = few([f"{name}/" for name in others])
+    if named["validation"] or named["test"]:
+        return "splits", f"train/ has other splits beside it; where {beside} are classes, say --layout folders"
+    return "folders", f"train/ is a class like {beside} beside it; where it is a split, say --layout splits"
+
+
+def holds_classes(train: Path | None) -> bool:
+    """Whether `train` is a folder with folders in it."""
+    return train is not None and train.is_dir() and any(path.is_dir() for path in train.iterdir())
 
 
 def _listed(path: Path) -> set[str]:
@@ -170,8 +209,8 @@ def _speaker(path: Path) -> str:
     return _SPEAKER_END.sub("", path.stem)
 
 
-def _split_folders(folder: Path) -> dict[str, Path]:
-    """The folders of the splits by split; empty unless there is train/ with class folders in it."""
+def _folders_of_splits(folder: Path) -> dict[str, Path]:
+    """The folders of the splits, by split."""
     found: dict[str, Path] = {}
     for split, names in _SPLIT_FOLDERS.items():
         present = [folder / name for name in names if (folder / name).is_dir()]
@@ -179,9 +218,7 @@ def _split_folders(folder: Path) -> dict[str, Path]:
             raise ValueError(f"folder: expected one folder for the {split} split in {folder}, got {len(present)}")
         if present:
             found[split] = present[0]
-    train = found.get("train")
-    holds_classes = train is not None and any(path.is_dir() for path in train.iterdir())
-    return found if holds_classes else {}
+    return found
 
 
 def _class_files(folder: Path, paths: Iterable[Path]) -> dict[Path, str]:
@@ -194,37 +231,3 @@ def _class_files(folder: Path, paths: Iterable[Path]) -> dict[Path, str]:
     empty = {path for path in folders if path.name not in names}
     warn_left_out(empty, f"folders without audio files in {folder}")
     return found
-
-
-def _split(
-    paths: Iterable[Path],
-    classes: Sequence[str],
-    class_of: Callable[[Path], str],
-    split_of: Callable[[Path], str],
-) -> dict[str, list[Clip]]:
-    splits: dict[str, list[Clip]] = {split: [] for split in SPLITS}
-    for path in paths:
-        splits[split_of(path)].append(Clip(path, classes.index(class_of(path))))
-    return splits
-
-
-def _hashed(name: str, seed: int) -> float:
-    """A number from 0 up to 1, the same for the same arguments."""
-    digest = hashlib.sha1(f"{seed}:{name}".encode(errors="surrogateescape"), usedforsecurity=False).digest()
-    return int.from_bytes(digest[:6], "big") / (1 << 48)
-
-
-def _hashed_split(name: str, shares: tuple[float, float], seed: int) -> str:
-    validation, test = shares
-    position = _hashed(name, seed)
-    if position < validation:
-        return "validation"
-    return "test" if position < validation + test else "train"
-
-
-def _rank_groups(groups: Iterable[str], shares: tuple[float, float], seed: int) -> Mapping[str, str]:
-    """The split of each group: of all groups in the order of their hashes the first shares, at least one each."""
-    ranked = sorted(groups, key=lambda group: (_hashed(group, seed), group))
-    counts = [max(round(share * len(ranked)), 1) if share else 0 for share in shares]
-    names = ["validation"] * counts[0] + ["test"] * counts[1]
-    return dict(zip(ranked, names + ["train"] * len(ranked), strict=False))

@@ -81,6 +81,7 @@ def begin(settings: Options, device: torch.device) -> None:
     data, skipped = scan(
         _found(settings), settings.out / "skipped.json", workers=max(settings.workers, 1), rate=settings.rate
     )
+    _logger.info("%s", data_sets.summary(data))
     samples = Samples(data.splits["train"], len(data.classes), settings.rate, settings.seconds, None, settings.seed)
     statistics = dataset_statistics(_spectrograms(samples, settings, device))
     content = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import BinaryIO
 
-_UNKNOWN = 0x7FFFFF00
-"""Sizes from here up stand for "until the end": programs that write into a pipe do not know the size."""
+_UNKNOWN = 0x7FFF0000
+"""Sizes from here up stand for "until the end": programs that write into a pipe, like SoX, do not know the size."""
 
 
 def missing_bytes(path: Path) -> int:
