@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from septr_fast.audio.channel_statistics import in_float64
 from training.data.batches import EvaluationBatches
 from training.data.samples import Samples
 from training.stopping import leave_signals_to_the_main_process
@@ -63,14 +64,14 @@ def evaluate(
         worker_init_fn=leave_signals_to_the_main_process,
     )
     device, classes = accelerator.device, samples.classes
-    loss = torch.zeros((), dtype=torch.float64, device=device)
+    loss = in_float64(torch.zeros((), device=device))
     confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
     for items, real in zip(loader, batches.real(), strict=True):
         logits = logits_of(front_end(items["waveform"].to(device)))
         weights = (items["weight"] * real).to(device)
         labels = items["target"].to(device).argmax(dim=1)
         losses = nn.functional.cross_entropy(logits, labels, reduction="none")
-        loss += torch.where(weights > 0, losses, 0).sum(dtype=torch.float64)
+        loss += in_float64(torch.where(weights > 0, losses, 0)).sum()
         confusion += torch.bincount((labels * classes + logits.argmax(dim=1))[weights > 0], minlength=len(confusion))
     loss, confusion = accelerator.reduce(loss), accelerator.reduce(confusion).view(classes, classes)
     clips = int(confusion.sum())

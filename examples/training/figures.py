@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from septr_fast.commands.options import shown
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -86,8 +88,9 @@ def confusion(matrix: ArrayLike, classes: Sequence[str], path: Path) -> None:
     image = axes.imshow(shares, vmin=0, vmax=1, cmap="Greens")
     places = range(len(classes))
     size = 9 if len(classes) <= _MOST_NUMBERED_CLASSES else 7
-    axes.set_xticks(places, classes, rotation=90, fontsize=size)
-    axes.set_yticks(places, classes, fontsize=size)
+    names = [shown(name) for name in classes]
+    axes.set_xticks(places, names, rotation=90, fontsize=size, parse_math=False)
+    axes.set_yticks(places, names, fontsize=size, parse_math=False)
     axes.set_xlabel("taken for")
     axes.set_ylabel("class")
     if len(classes) <= _MOST_NUMBERED_CLASSES:

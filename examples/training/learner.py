@@ -15,6 +15,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from septr_fast import SepTr, reference
+from septr_fast.audio.channel_statistics import in_float64
 from training.ema import Average
 from training.options import Options
 
@@ -51,7 +52,7 @@ class Learner:
         history: one entry for each epoch.
         best: the best entry of `history`; None before the first.
         stale: epochs since then.
-        sums: loss, right answers and clips of the epoch so far, `(3,)`, float64, of this process.
+        sums: loss, right answers and clips of the epoch so far, `(3,)`, float64 (see `in_float64`), of this process.
         step_seconds: of each step of the run, where they are timed.
     """
 
@@ -69,7 +70,7 @@ class Learner:
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
         self.stale = 0
-        self.sums = torch.zeros(3, dtype=torch.float64, device=accelerator.device)
+        self.sums = in_float64(torch.zeros(3, device=accelerator.device))
         self.step_seconds: list[float] = []
 
     @property
@@ -117,7 +118,7 @@ class Learner:
                 loss = (weights * losses).sum()
                 self.accelerator.backward(loss * scale)
             right = (weights * (logits.argmax(dim=1) == targets.argmax(dim=1))).sum()
-            self.sums += torch.stack([loss.detach(), right, weights.sum()]).double()
+            self.sums += in_float64(torch.stack([loss.detach(), right, weights.sum()]))
 
     def logits(self, spectrograms: Tensor) -> Tensor:
         """Logits `(clips, classes)` in float32 or more, under the mixed precision of the run."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -17,6 +18,8 @@ from training.loop import Run
 from training.state import write_json
 
 NAME = "results.json"
+
+_logger = logging.getLogger(__name__)
 
 
 def write(run: Run, preparation: Preparation) -> dict[str, Any]:
@@ -42,7 +45,10 @@ def write(run: Run, preparation: Preparation) -> dict[str, Any]:
         "machine": {**stamp(run.accelerator.device), "accelerate": accelerate.__version__},
     }
     if run.accelerator.is_main_process:
-        _draw(run, models)
+        try:
+            _draw(run, models)
+        except Exception as error:
+            _logger.warning("the figures of %s are not drawn, results are kept: %r", run.options.out, error)
         write_json(run.options.out / NAME, content)
     run.accelerator.wait_for_everyone()
     return content

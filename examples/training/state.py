@@ -148,7 +148,9 @@ def _take_the_place(unfinished: Path, target: Path) -> None:
 
 
 def _to_disk(path: Path) -> None:
-    """Wait until a file, or the list of a folder, is on the disk."""
+    """Wait until a file, or the list of a folder, is on the disk; Windows has no such wait for folders."""
+    if os.name == "nt" and path.is_dir():
+        return
     opened = os.open(path, os.O_RDONLY)
     try:
         os.fsync(opened)

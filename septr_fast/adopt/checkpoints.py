@@ -3,9 +3,10 @@
 The file is a safetensors file (no code in it, nothing is unpickled): the tensors are the model's state dict under
 its own keys, and the metadata has the entry "septr_fast", a JSON object:
 
-    version     1
+    version     1, or 2 with an activation that is not that of version 1, softmax
     model       arguments of `SepTr`
     classes     names, one for each logit
+    activation  "softmax" for one class of a recording, "sigmoid" for any number; in version 2
     front_end   "name" and arguments of the front-end, `Spectrogram.settings`
 
 It needs the package safetensors, the extra `predict`.
@@ -17,7 +18,7 @@ import json
 import os
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -31,6 +32,8 @@ from septr_fast.audio.spectrogram import Spectrogram
 from septr_fast.model import SepTr, Size
 
 VERSION = 1
+VERSION_WITH_ACTIVATION = 2
+ACTIVATIONS = ("softmax", "sigmoid")
 _ENTRY = "septr_fast"
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _SHOWN = 3
@@ -45,11 +48,17 @@ class Bundle:
         model: in evaluation mode.
         front_end: from waveforms `(batch, samples)` to the model's input.
         classes: names, one for each logit.
+        activation: "softmax" or "sigmoid", from logits to probabilities.
     """
 
     model: SepTr
     front_end: Spectrogram
     classes: tuple[str, ...]
+    activation: str = "softmax"
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Of `logits` `(..., classes)`: of one class out of all, or with "sigmoid" of each for itself."""
+        return logits.sigmoid() if self.activation == "sigmoid" else logits.softmax(dim=-1)
 
 
 def constructor_arguments(model: reference.SepTr) -> dict[str, Any]:
@@ -82,6 +91,7 @@ def save(
     model: reference.SepTr,
     classes: Sequence[str],
     front_end_settings: Mapping[str, Any],
+    activation: str | None = None,
 ) -> None:
     """Write a checkpoint, whole or not at all: a file of that name stays as it was until the new one is complete.
 
@@ -90,20 +100,24 @@ def save(
         model: a `SepTr`, on any device; without wrappers like DistributedDataParallel.
         classes: distinct names, one for each logit, in their order.
         front_end_settings: `settings` of the front-end whose spectrograms the model takes.
+        activation: from logits to probabilities: "softmax" where a recording has one class, "sigmoid" where it has
+            any number. None for softmax, but for a single logit, which is a sigmoid's.
 
     Raises:
         TypeError: for a model that is no `SepTr`.
-        ValueError: for classes or a front-end that do not fit the model, or a path without a folder.
+        ValueError: for classes, an activation or a front-end that do not fit the model, or a path without a folder.
         ImportError: where safetensors is missing.
     """
     safetensors = _safetensors()
     if not isinstance(model, reference.SepTr):
         raise TypeError(f"model: expected a SepTr, got {type(model).__name__}")
+    chosen = _activation({"classes": classes, **({} if activation is None else {"activation": activation})})
     about = {
-        "version": VERSION,
+        "version": VERSION if chosen == "softmax" else VERSION_WITH_ACTIVATION,
         "model": constructor_arguments(model),
         "classes": list(classes),
         "front_end": dict(front_end_settings),
+        **({} if chosen == "softmax" else {"activation": chosen}),
     }
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     _assemble(about, state)
@@ -137,7 +151,7 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu", *, in
         raise ValueError(f"path: expected a checkpoint of septr_fast, got {file}: {error}") from error
     if input_size is not None:
         bundle = _resized(bundle, reference.size_pair(input_size, "input_size"))
-    return Bundle(bundle.model.to(device).eval(), bundle.front_end.to(device), bundle.classes)
+    return replace(bundle, model=bundle.model.to(device).eval(), front_end=bundle.front_end.to(device))
 
 
 def _assemble(about: Mapping[str, Any], state: Mapping[str, Tensor]) -> Bundle:
@@ -157,14 +171,14 @@ def _assemble(about: Mapping[str, Any], state: Mapping[str, Tensor]) -> Bundle:
             f"front_end: expected spectrograms (channels, height, width) {(first.channels, *first.input_size)}, "
             f"the model's input, got {front_end.size}"
         )
-    return Bundle(model, front_end, tuple(about["classes"]))
+    return Bundle(model, front_end, tuple(about["classes"]), _activation(about))
 
 
 def _resized(bundle: Bundle, input_size: tuple[int, int]) -> Bundle:
     """`bundle` with model and front-end for spectrograms `(height, width)`."""
     front_end = front_ends.build(front_ends.resized(bundle.front_end.settings, input_size))
     bundle.model.resize_positions(input_size)
-    return Bundle(bundle.model, front_end, bundle.classes)
+    return replace(bundle, front_end=front_end)
 
 
 def _read(file: Path) -> tuple[Mapping[str, str], dict[str, Tensor]]:
@@ -191,13 +205,25 @@ def _about(metadata: Mapping[str, str]) -> dict[str, Any]:
         about = json.loads(metadata[_ENTRY])
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"its entry {_ENTRY!r} is not JSON: {error}") from error
-    if not isinstance(about, dict) or about.get("version") != VERSION:
-        version = about.get("version") if isinstance(about, dict) else None
-        raise ValueError(f"version: expected {VERSION}, got {version!r}")
+    version = about.get("version") if isinstance(about, dict) else None
+    if version not in (VERSION, VERSION_WITH_ACTIVATION):
+        raise ValueError(f"version: expected {VERSION} or {VERSION_WITH_ACTIVATION}, got {version!r}")
     for name, kind in (("model", dict), ("classes", list), ("front_end", dict)):
         if not isinstance(about.get(name), kind):
             raise ValueError(f"{name}: expected a JSON {kind.__name__}, got {about.get(name)!r}")
     return about
+
+
+def _default_activation(classes: Sequence[Any]) -> str:
+    """Of a checkpoint that names none: a softmax over one logit would always be sure."""
+    return "sigmoid" if len(classes) == 1 else "softmax"
+
+
+def _activation(about: Mapping[str, Any]) -> str:
+    named = about.get("activation", _default_activation(about["classes"]))
+    if named not in ACTIVATIONS or (named == "softmax" and len(about["classes"]) == 1):
+        raise ValueError(f"activation: expected sigmoid, or softmax of several classes, got {named!r}")
+    return str(named)
 
 
 def _check_classes(classes: Sequence[Any], logits: int) -> None:

@@ -41,7 +41,7 @@ def dataset_statistics(batches: Iterable[Tensor]) -> Statistics:
     count, mean, squares = 0, torch.zeros(0), torch.zeros(0)
     for index, batch in enumerate(batches):
         _check(batch, index, len(mean) if count else None)
-        values = batch.detach().double().transpose(0, 1).flatten(1)
+        values = in_float64(batch.detach()).transpose(0, 1).flatten(1)
         added, own_mean = values.shape[1], values.mean(dim=1)
         own_squares = (values - own_mean[:, None]).square().sum(dim=1)
         if not count:
@@ -54,6 +54,11 @@ def dataset_statistics(batches: Iterable[Tensor]) -> Statistics:
     if not count:
         raise ValueError("batches: expected at least one batch of spectrograms, got none")
     return Statistics(tuple(mean.tolist()), tuple((squares / count).sqrt().tolist()), count)
+
+
+def in_float64(x: Tensor) -> Tensor:
+    """`x` in float64, on its device, or on the CPU where that has no float64: a Mac's GPU."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
 
 
 def _check(batch: Tensor, index: int, channels: int | None) -> None:

@@ -202,7 +202,7 @@ class Spectrogram(nn.Module):
         """As that of `nn.Module`, but tables only move; a dtype is that of what comes out."""
         before = dict(self.named_buffers(recurse=False))
         asked = fn(self.window.new_empty(0, dtype=self.output_dtype)).dtype
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.output_dtype = asked if asked.is_floating_point else self.output_dtype
         gone = before["window"].is_meta and not self.window.is_meta
         for name, table in (self._tables() if gone else before).items():

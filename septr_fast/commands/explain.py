@@ -92,7 +92,7 @@ def _window(bundle: Bundle, clip: Path, start: float) -> tuple[Explanation, floa
 def _words(bundle: Bundle, result: Prediction, explanation: Explanation, begin: float) -> tuple[str, str]:
     """The figure's title and the line below it: class and probability, and which part of a long clip is drawn."""
     best = int(result.probabilities.argmax())
-    name, probability = bundle.classes[best], float(result.probabilities[best])
+    name, probability = shown(bundle.classes[best]), float(result.probabilities[best])
     title = f"{shown(Path(result.path.name))}: {name}, {probability:.1%}"
     if result.windows == 1:
         return title, ""

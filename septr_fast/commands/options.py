@@ -67,6 +67,7 @@ def usable_device(name: str | None) -> torch.device:
         raise ValueError(f"device: expected one that can be used, got {chosen}: {reason}") from error
 
 
-def shown(path: Path) -> str:
-    """`path` for a terminal: bytes of a name that are no text are escaped."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+def shown(name: str | Path) -> str:
+    """A name as one line for a terminal or a figure: what is no character of text is escaped."""
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)

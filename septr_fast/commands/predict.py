@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from septr_fast.adopt import checkpoints
+from septr_fast.adopt.checkpoints import Bundle
 from septr_fast.audio.clips import import_soundfile
 from septr_fast.commands.options import count, duration, shown, usable_device
 from septr_fast.inference.prediction import Prediction, Skipped, classify
@@ -19,7 +20,7 @@ HELP = "the classes of audio files"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="WAV files")
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="audio files")
     parser.add_argument("--checkpoint", type=Path, required=True, help="what septr_fast.checkpoints.save wrote")
     parser.add_argument("--top", type=count, default=5, help="classes to show of each file (default: %(default)s)")
     parser.add_argument("--json", action="store_true", dest="as_json", help="one object for machines in place of text")
@@ -61,31 +62,30 @@ def run(
         sys.stderr.write(f"septr-fast predict: {error}\n")
         return 2
     if as_json:
-        sys.stdout.write(f"{json.dumps(_report(found, skipped, bundle.classes, top), indent=1)}\n")
+        sys.stdout.write(f"{json.dumps(_report(found, skipped, bundle, top), indent=1)}\n")
     if skipped:
         sys.stderr.write(f"septr-fast predict: skipped {len(skipped)} of {len(files)} files\n")
     return 1 if skipped else 0
 
 
-def _report(
-    found: Sequence[Prediction], skipped: Sequence[Skipped], classes: Sequence[str], top: int
-) -> dict[str, list[dict[str, Any]]]:
+def _report(found: Sequence[Prediction], skipped: Sequence[Skipped], bundle: Bundle, top: int) -> dict[str, Any]:
     """Everything as one object for JSON."""
     files = [
         {
             "file": str(prediction.path),
             "seconds": prediction.seconds,
             "windows": prediction.windows,
-            "classes": [{"name": name, "probability": value} for name, value in _best(prediction, classes, top)],
+            "classes": [{"name": name, "probability": value} for name, value in _best(prediction, bundle.classes, top)],
         }
         for prediction in found
     ]
-    return {"files": files, "skipped": [{"file": str(skip.path), "reason": skip.reason} for skip in skipped]}
+    entries = [{"file": str(skip.path), "reason": skip.reason} for skip in skipped]
+    return {"activation": bundle.activation, "files": files, "skipped": entries}
 
 
 def answer(prediction: Prediction, classes: Sequence[str], top: int) -> str:
     """The file's name and below it a line for each of its most probable classes."""
-    best = _best(prediction, classes, top)
+    best = [(shown(name), value) for name, value in _best(prediction, classes, top)]
     width = max(len(name) for name, _ in best)
     lines = [f"  {name:{width}}  {value:6.1%}\n" for name, value in best]
     return f"{shown(prediction.path)}\n{''.join(lines)}"

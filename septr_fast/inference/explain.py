@@ -78,7 +78,7 @@ def explain(bundle: Bundle, waveform: Tensor, start: float = 0.0) -> Explanation
     place = model.cls_token
     waveforms = waveform[None].to(place.device)
     spectrogram = front_end(waveforms).to(place.dtype)
-    probabilities = logits_of(model, spectrogram).double().softmax(dim=-1)[0].cpu()
+    probabilities = bundle.probabilities(logits_of(model, spectrogram).cpu().double())[0]
     if not bool(probabilities.isfinite().all()):
         raise ValueError("model: expected finite logits, got NaN or infinity")
     maps = [along[0, :, :, 0].mean(dim=1).float().cpu() for along in model.attention_maps(spectrogram)[-1]]

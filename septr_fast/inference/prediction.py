@@ -23,7 +23,7 @@ class Prediction:
         path: the file.
         seconds: its length.
         windows: number of windows whose logits were averaged.
-        probabilities: `(classes,)`, float64, on the CPU.
+        probabilities: `(classes,)`, float64, on the CPU; of several labels each for itself.
     """
 
     path: Path
@@ -101,7 +101,7 @@ def _classify(bundle: Bundle, clips: list[_Clip], batch: int) -> Iterator[Predic
     logits = [_logits(bundle, windows[first : first + batch]) for first in range(0, len(windows), batch)]
     counts = [len(clip.windows) for clip in clips]
     for clip, own in zip(clips, torch.cat(logits).split(counts) if logits else (), strict=True):
-        probabilities = average_windows(own).softmax(dim=-1)
+        probabilities = bundle.probabilities(average_windows(own))
         if bool(probabilities.isfinite().all()):
             yield Prediction(clip.path, clip.seconds, len(clip.windows), probabilities)
         else:
@@ -113,4 +113,4 @@ def _logits(bundle: Bundle, windows: list[Tensor]) -> Tensor:
     """Logits `(windows, classes)`, float64, on the CPU, of waveforms `(samples,)`."""
     place = bundle.model.cls_token
     spectrograms: Tensor = bundle.front_end(torch.stack(windows).to(place.device))
-    return logits_of(bundle.model, spectrograms.to(place.dtype)).double().cpu()
+    return logits_of(bundle.model, spectrograms.to(place.dtype)).cpu().double()

@@ -189,8 +189,8 @@ def test_description_that_is_no_json(tmp_path: Path, model: SepTr) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": 2}, "version: expected 1, got 2"),
-        ({"version": None}, "version: expected 1, got None"),
+        ({"version": 3}, "version: expected 1 or 2, got 3"),
+        ({"version": None}, "version: expected 1 or 2, got None"),
         ({"model": []}, r"model: expected a JSON dict, got \[\]"),
         ({"classes": None}, "classes: expected a JSON list, got None"),
         ({"front_end": "LogMel"}, "front_end: expected a JSON dict"),

@@ -159,6 +159,13 @@ def test_a_confusion_matrix_grows_with_its_classes(count: int, tmp_path: Path) -
     assert width > height >= max(600, 20 * count)
 
 
+def test_a_confusion_matrix_takes_any_names(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    names = ("Ba$$in", "$x", "two\nlines", "not utf-8 \udcff", "\x1b[0m", "日本語", "")
+    figures.confusion(np.eye(len(names), dtype=int), names, tmp_path / "confusion.png")
+    assert size_of(tmp_path / "confusion.png")
+
+
 def test_a_confusion_matrix_shows_classes_without_clips_and_mistakes(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     paths = [tmp_path / f"{name}.png" for name in ("right", "wrong", "nothing")]

@@ -70,6 +70,14 @@ def test_learns_and_leaves_its_results(finished: Path) -> None:
         assert (finished / picture).read_bytes().startswith(b"\x89PNG")
 
 
+def test_no_figure_costs_a_run_its_results(tones: Path, tmp_path: Path) -> None:
+    """Where a picture should be is a folder."""
+    for picture in ("curves.png", "confusion.png"):
+        (tmp_path / picture).mkdir()
+    assert run([*arguments(tones, tmp_path), "--epochs", "1"]) == 0
+    assert results(tmp_path)["models"]["septr"]["test"]["clips"] == len(HERTZ) * CLIPS["test"]
+
+
 def test_predict_reads_the_checkpoint(finished: Path, tones: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clips = [tones / "test" / name / "0.wav" for name in sorted(HERTZ)]
     checkpoint = finished / "septr.safetensors"
