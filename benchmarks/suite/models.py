@@ -29,6 +29,7 @@ OURS = (cases.OURS, cases.OURS_COMPILED, cases.ON_PYTORCH, cases.ON_TRITON, case
 LAYERS_PER_BLOCK = 4
 """Layers of ViT and AST for one block of SepTr, so that the default depth of 3 stands beside their 12."""
 
+LEARNING_RATE = 1e-4
 EPS, EPS_FLOAT16 = 1e-8, 1e-4
 """What AdamW adds to its denominators; 1e-8 is 0 in float16, where squares of small gradients are 0 as well."""
 
@@ -260,9 +261,18 @@ def task(model: nn.Module, case: Case, device: torch.device, kernel: SDPBackend 
 def _trains(
     model: nn.Module, context: Callable[[], AbstractContextManager[None]]
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """A step of AdamW; it leaves no gradients behind, so that a call's memory holds those that it makes."""
+    """A step of AdamW; it leaves no gradients behind, so that a call's memory holds those that it makes.
+
+    The optimizer has its state already, as behind a first step, by one of no gradient and no learning rate.
+    """
     in_float16 = next(model.parameters()).dtype == torch.float16
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, eps=EPS_FLOAT16 if in_float16 else EPS)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, eps=EPS_FLOAT16 if in_float16 else EPS)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    for group in optimizer.param_groups:
+        group["lr"] = LEARNING_RATE
 
     def train(x: Tensor, labels: Tensor) -> Tensor:
         with context():

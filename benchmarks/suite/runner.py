@@ -216,7 +216,7 @@ class Runner:
     ) -> tuple[int | None, int | None]:
         """Bytes at the peak of a call, and bytes kept for the backward pass, the result left out."""
         self.notify(f"{case.name}: {name}, memory")
-        if case.training or self.device.type == "cuda":
+        if self.device.type == "cuda":
             task(*inputs)
         if name == cases.GRAPH:
             return None, None
@@ -307,10 +307,11 @@ class Runner:
         return replace(case, batch=found)
 
     def _peak(self, case: Case, name: str) -> int:
-        """Bytes at the peak of a call after the first."""
+        """Bytes at the peak of a call, on a GPU of one after the first."""
         task = models.task(models.build(name, case, self.source.num_classes(case), self.device), case, self.device)
         inputs = next(self.source.batches(case, models.dtype(case)))
-        task(*inputs)
+        if self.device.type == "cuda":
+            task(*inputs)
         return self._watch(lambda: task(*inputs)).peak
 
     def _note(self, case: Case, kernel: Any) -> str:
