@@ -20,7 +20,7 @@ from septr_fast.audio.mel import hertz_to_mel as _hertz_to_mel  # noqa: F401
 from septr_fast.audio.mel import mel_edges as _mel_edges
 from septr_fast.audio.mel import mel_filters
 from septr_fast.audio.mel import mel_to_hertz as _mel_to_hertz  # noqa: F401
-from septr_fast.audio.spectrogram import standardize_clips
+from septr_fast.audio.standardization import standardize_clips
 from septr_fast.progress import track
 
 _FLOOR = 1e-10
