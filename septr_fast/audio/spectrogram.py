@@ -91,6 +91,13 @@ class Spectrogram(nn.Module):
             raise ValueError(f"window_length: expected at most fft_size, {fft_size}, got {window_length}")
         self._statistics = self._checked_statistics(mean, deviation)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take a pickle's state; those of 0.1.0 hold the statistics as buffers alone."""
+        super().__setstate__(state)
+        if "_statistics" not in vars(self):
+            tables = {"mean": self.mean, "deviation": self.deviation}
+            self._statistics = {name: table.cpu() for name, table in tables.items() if table is not None}
+
     @property
     def settings(self) -> dict[str, Any]:
         """The class's name and the constructor's arguments, ready for JSON; `front_ends.build` reads them."""

@@ -171,7 +171,7 @@ def _descriptions() -> Iterator[WrongCall]:
         ("a deep list", "[" * 100000, "not JSON"),
         ("a list", [], "version"),
         ("nothing", {}, "version"),
-        ("another version", _about(version=2), "version"),
+        ("another version", _about(version=3), "version"),
         ("no model", _about(model=None), "model"),
         ("an unknown argument", _about(model={**sizes, "colour": 1}), "colour"),
         ("a model of code", _about(model={**sizes, "formulation": "__import__('os')"}), "formulation"),
