@@ -93,7 +93,7 @@ class Spectrogram(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take a pickle's state; those of 0.1.0 hold the statistics as buffers alone."""
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         if "_statistics" not in vars(self):
             tables = {"mean": self.mean, "deviation": self.deviation}
             self._statistics = {name: table.cpu() for name, table in tables.items() if table is not None}
