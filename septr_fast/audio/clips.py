@@ -6,6 +6,7 @@ are first needed.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
+
+_logger = logging.getLogger(__name__)
 
 AUDIO_SUFFIXES = (
     *(".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3"),
@@ -55,7 +58,12 @@ def walk(folder: Path) -> Iterator[Path]:
         if real in entered:
             continue
         entered.add(real)
-        for path in sorted(place.iterdir()):
+        try:
+            inside = sorted(place.iterdir())
+        except PermissionError:
+            _logger.warning("left out %s, which may not be read", place)
+            continue
+        for path in inside:
             if path.is_dir():
                 (linked if path.is_symlink() else waiting).append(path)
             elif path.is_file():
