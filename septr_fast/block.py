@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -18,23 +19,26 @@ from septr_fast import reference
 from septr_fast.algebra.fold import Tokens, fold
 from septr_fast.algebra.fold_cache import FoldCache
 from septr_fast.algebra.folded import Folded
-from septr_fast.algebra.plan import FORMULATIONS, Step, TransformerShape, choose
-from septr_fast.algebra.reading import check_foldable, read_dropout
+from septr_fast.algebra.plan import FORMULATIONS, WRITTEN, Step, TransformerShape, choose
+from septr_fast.algebra.reading import is_hooked, read_dropout, why_called, why_written
 from septr_fast.loading import as_a_whole
 from septr_fast.passes import backend as backends
 from septr_fast.passes import dispatch
 from septr_fast.passes.inputs import autocasts, check_input, check_placement
-from septr_fast.passes.lengths import Lengths
+from septr_fast.passes.lengths import Lengths, clear
 from septr_fast.passes.lengths import read as read_lengths
 from septr_fast.passes.observers import records
 from septr_fast.passes.settings import Settings
 from septr_fast.passes.torch.linear import call
+from septr_fast.passes.written import written_pass
 from septr_fast.reference import Attention, FeedForward, Transformer, size_pair
 from septr_fast.resizing import resize_table
 
 Size = int | tuple[int, int] | list[int]
 Resized = tuple[tuple[int, int], dict[str, nn.Parameter]]
 """An input size and the positions that change with it, by name."""
+Planned = dict[tuple[bool, bool], tuple[Step, Step]]
+"""Steps by whether one class token serves all samples, and whether only the last one is read."""
 Observer = Callable[[str, Transformer, Tensor, Tensor, Tensor], None]
 """Called with an axis, its transformer, the grid, the class token `(batch, dim)` and positions `(1 + length, dim)`."""
 
@@ -93,14 +97,16 @@ class SepTrBlock(reference.SepTrBlock):
         self.recompute = False
         self.formulation = per_transformer(formulation, 2)
         self._steps = self._plan()
-        self._cache: FoldCache[list[Folded]] = FoldCache()
+        self._cache: FoldCache[list[Folded | None]] = FoldCache()
 
-    def forward(self, x: Tensor, cls_token: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, cls_token: Tensor, lengths: Lengths | None = None) -> tuple[Tensor, Tensor]:
         """Map a feature map and a class token through the block.
 
         Args:
-            x: `(batch, channels, height, width)`; `(batch, dim, height, width)` without `project`.
+            x: `(batch, channels, height, width)`; `(batch, dim, height, width)` without `project`. Of `input_size`, or
+                of that rounded down to multiples of the pooling, as a block before gives it.
             cls_token: `(1 or batch, 1, 1, dim)`.
+            lengths: valid tokens of each sample, as the method `lengths` reads them; None for all.
 
         Returns:
             `(batch, dim, height, width)`, the sizes rounded down to multiples of the pooling and `dim`
@@ -110,23 +116,24 @@ class SepTrBlock(reference.SepTrBlock):
             ValueError: where a shape does not fit, naming the argument.
             TypeError: where dtypes or devices of input and parameters differ.
         """
-        check_input(self, x, self.channels if self.project else self.dim, self.input_size)
+        check_input(self, x, self.features, self._size_of(x))
         check_placement(self, cls_token, "cls_token")
         if cls_token.shape[1:] != (1, 1, self.dim) or cls_token.shape[0] not in (1, x.shape[0]):
             raise ValueError(
                 f"cls_token: expected (1 or batch, 1, 1, {self.dim}) for a batch of {x.shape[0]}, "
                 f"got {tuple(cls_token.shape)}"
             )
-        steps = self._steps[cls_token.shape[0] == 1]
-        grid, cls_token = self.transform(self.pixels(x), cls_token[:, 0, 0], steps)
+        steps = self.planned(shared_cls_token=cls_token.shape[0] == 1)
+        grid, cls_token = self.transform(self.pixels(x, lengths), cls_token[:, 0, 0], steps, lengths)
         if self.reconstruct is not None:
             grid = self.reconstruct(grid)
         return self.upsample(grid.permute(0, 3, 1, 2)), cls_token[:, None, None]
 
-    def pixels(self, x: Tensor) -> Tensor:
-        """Pool `x` `(batch, channels, height, width)` into pixels `(batch, height, width, channels)`."""
+    def pixels(self, x: Tensor, lengths: Lengths | None = None) -> Tensor:
+        """Pool `x` `(batch, channels, height, width)` into pixels `(batch, height, width, channels)`, 0 in padding."""
         pooled: Tensor = self.pool(x)
-        return pooled.permute(0, 2, 3, 1)
+        grid = pooled.permute(0, 2, 3, 1)
+        return grid if lengths is None else clear(grid, lengths)
 
     def lengths(self, lengths: Sequence[int] | Tensor, axis: str, x: Tensor) -> Lengths | None:
         """Read lengths in pixels of spectrograms `x` as valid tokens along `axis`; see `passes.lengths.read`."""
@@ -135,9 +142,34 @@ class SepTrBlock(reference.SepTrBlock):
         return read_lengths(lengths, axis, batch=x.shape[0], size=size, pool=pool, device=x.device)
 
     @property
+    def features(self) -> int:
+        """Channels of what the block takes."""
+        return self.channels if self.project else self.dim
+
+    def _size_of(self, x: Tensor) -> tuple[int, int]:
+        """The size that `x` should have: `input_size`, or what a block before leaves of it."""
+        height, width = (size // pool * pool for size, pool in zip(self.input_size, self.pooling, strict=True))
+        return (height, width) if tuple(x.shape[2:]) == (height, width) else self.input_size
+
+    def why_called(self) -> str | None:
+        """What of this block besides its transformers has to be called as it is written; None for nothing."""
+        if type(self).forward is not SepTrBlock.forward or "forward" in self.__dict__:
+            return "it has a forward of its own"
+        if is_hooked(self):
+            return "it has hooks"
+        if self.reconstruct is not None:
+            return "it reconstructs its input"
+        upsample = self.upsample
+        factor = upsample.scale_factor if type(upsample) is nn.UpsamplingNearest2d else (1, 1)
+        plain = type(self.pool) in (nn.Identity, nn.AvgPool2d) and type(upsample) in (nn.Identity, nn.UpsamplingNearest2d)
+        if not plain or factor != self.pooling or is_hooked(self.pool) or is_hooked(upsample):
+            return f"it pools by {type(self.pool).__name__} and upsamples by {type(upsample).__name__}"
+        return None
+
+    @property
     def pooling(self) -> tuple[int, int]:
         """Pixels of a token, `(height, width)`."""
-        return cast(tuple[int, int], self.pool.kernel_size) if isinstance(self.pool, nn.AvgPool2d) else (1, 1)
+        return size_pair(self.pool.kernel_size, "pool") if isinstance(self.pool, nn.AvgPool2d) else (1, 1)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As that of `nn.Module`, but where it raises, parameters and buffers are what they were before."""
@@ -169,6 +201,10 @@ class SepTrBlock(reference.SepTrBlock):
             setattr(self, name, table)
         self._steps = self._plan()
 
+    def planned(self, *, shared_cls_token: bool, last: bool = False) -> tuple[Step, Step]:
+        """What `steps` gave when the block was built or resized."""
+        return self._steps[shared_cls_token, last]
+
     def steps(self, *, shared_cls_token: bool, last: bool = False, name: str = "block") -> tuple[Step, Step]:
         """Plan both transformers.
 
@@ -180,20 +216,49 @@ class SepTrBlock(reference.SepTrBlock):
         height, width = self.pos_embedding_h.shape[2] - 1, self.pos_embedding_w.shape[2] - 1
         steps = []
         for position, (axis, transformer, _) in enumerate(self._order()):
-            attention, mlp = (sublayer.fn for sublayer in transformer.sublayers)
+            heads, dim_head, mlp_dim = self._widths(transformer, position)
             shape = TransformerShape(
                 axis=axis,
                 rows=width if axis == "height" else height,
                 length=height if axis == "height" else width,
                 dim=self.dim,
-                heads=cast(Attention, attention).heads,
-                dim_head=cast(Attention, attention).dim_head,
-                mlp_dim=cast(nn.Linear, cast(FeedForward, mlp).net[0]).out_features,
+                heads=heads,
+                dim_head=dim_head,
+                mlp_dim=mlp_dim,
                 channels=self.channels if self.project and position == 0 and shared_cls_token else None,
                 last=last and position == 1,
             )
             steps.append(Step(f"{name}, {axis}", shape, choose(shape, self.formulation[position])))
         return steps[0], steps[1]
+
+    def _widths(self, transformer: nn.Module, position: int) -> tuple[int, int, int]:
+        """Heads, their width and that of the hidden layer; what was planned where they cannot be read."""
+        try:
+            attention, mlp = (sublayer.fn for sublayer in cast(Transformer, transformer).sublayers)
+            hidden = cast(nn.Linear, cast(FeedForward, mlp).net[0])
+            return cast(Attention, attention).heads, cast(Attention, attention).dim_head, hidden.out_features
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+            shape = self._steps[False, False][position].shape
+            return shape.heads, shape.dim_head, shape.mlp_dim
+
+    def possible(self, steps: Sequence[Step]) -> list[Step]:
+        """`steps` but for what the modules do not allow as they are now: those run as written, or less folded."""
+        return [
+            self._possible(step, transformer, position)
+            for position, (step, (_, transformer, _)) in enumerate(zip(steps, self._order(), strict=True))
+        ]
+
+    def _possible(self, step: Step, transformer: nn.Module, position: int) -> Step:
+        reason = why_written(transformer)
+        if reason is not None:
+            backends.log_once(f"the transformer along the {step.shape.axis} runs as written: {reason}")
+            return Step(step.name, step.shape, WRITTEN, reason)
+        reason = why_called("projection", self.projection) if step.formulation == "low-rank" else None
+        if reason is not None:
+            backends.log_once(f"the first transformer is not low-rank: {reason}")
+            shape = replace(step.shape, channels=None)
+            return Step(step.name, step.shape, choose(shape, self.formulation[position]), reason)
+        return step
 
     def transform(
         self,
@@ -218,13 +283,13 @@ class SepTrBlock(reference.SepTrBlock):
             The grid `(batch, height, width, dim)` (as it came in to a class-only pass, which makes
             none) and the class token `(batch, dim)`.
         """
-        for _, transformer, _ in self._order():
-            check_foldable(transformer)
+        steps = self.possible(steps)
         device_type, low_rank = grid.device.type, steps[0].formulation == "low-rank"
         autocast = autocasts(device_type)
         parameter_dtype = self.pos_embedding_h.dtype
+        autocast_dtype = torch.get_autocast_dtype(device_type) if autocast else parameter_dtype
         rounded = autocast and parameter_dtype != torch.float64
-        compute_dtype = dtype or (torch.get_autocast_dtype(device_type) if rounded else parameter_dtype)
+        compute_dtype = dtype or (autocast_dtype if rounded else parameter_dtype)
         if self.project and not low_rank:
             grid = call(self.projection, grid)
         owned = self.project
@@ -232,6 +297,22 @@ class SepTrBlock(reference.SepTrBlock):
             folded = self._folded(steps, cls_token, compute_dtype)
             cls_token = cls_token.expand(grid.shape[0], -1)
             for (axis, transformer, pos_embedding), step, weights in zip(self._order(), steps, folded, strict=True):
+                positions = pos_embedding[0, 0]
+                if observe is not None:
+                    observe(axis, transformer, grid, cls_token, positions)
+                if weights is None:
+                    with torch.autocast(device_type, autocast_dtype) if autocast else nullcontext():
+                        grid, cls_token = written_pass(
+                            grid,
+                            cls_token,
+                            positions,
+                            transformer,
+                            axis=axis,
+                            lengths=lengths,
+                            recompute=self.recompute,
+                        )
+                    owned = False  # A hook of the transformer may have kept it.
+                    continue
                 settings = Settings(
                     axis=axis,
                     dropout=read_dropout(transformer),
@@ -241,9 +322,6 @@ class SepTrBlock(reference.SepTrBlock):
                     in_place=owned,
                     backend=self.backend,
                 )
-                positions = pos_embedding[0, 0]
-                if observe is not None:
-                    observe(axis, transformer, grid, cls_token, positions)
                 if step.formulation == "low-rank":
                     grid, cls_token = dispatch.low_rank_pass(grid, weights, settings)
                 elif step.formulation == "class-only":
@@ -253,9 +331,14 @@ class SepTrBlock(reference.SepTrBlock):
                 owned = True
         return grid, cls_token
 
-    def _plan(self) -> dict[bool, tuple[Step, Step]]:
-        """Steps of the block alone, by whether all samples share one class token."""
-        return {shared: self.steps(shared_cls_token=shared) for shared in (False, True)}
+    def _plan(self) -> Planned:
+        """Steps of the block wherever it may stand."""
+        either = (False, True)
+        return {(shared, last): self.steps(shared_cls_token=shared, last=last) for shared in either for last in either}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._steps = self._plan()  # Version 0.1.0 pickled them by other keys.
 
     def _order(self) -> list[tuple[str, Transformer, nn.Parameter]]:
         """Axis, transformer and positions, in the order in which they run."""
@@ -263,16 +346,18 @@ class SepTrBlock(reference.SepTrBlock):
         along_width = ("width", self.transformer_w, self.pos_embedding_w)
         return [along_height, along_width] if self.first_axis == "height" else [along_width, along_height]
 
-    def _folded(self, steps: Sequence[Step], cls_token: Tensor, dtype: torch.dtype) -> list[Folded]:
-        """The weights of both transformers as `steps` need them, for products in `dtype`.
+    def _folded(self, steps: Sequence[Step], cls_token: Tensor, dtype: torch.dtype) -> list[Folded | None]:
+        """The weights of both transformers as `steps` need them, for products in `dtype`; None where one is called.
 
         They are part of the graph where gradients can reach the parameters, otherwise kept across calls.
         """
         formulations = tuple(step.formulation for step in steps)
 
-        def folded() -> list[Folded]:
+        def folded() -> list[Folded | None]:
             return [
-                fold(transformer, formulation, dtype, self._tokens(formulation, cls_token, positions))
+                None
+                if formulation == WRITTEN
+                else fold(transformer, formulation, dtype, self._tokens(formulation, cls_token, positions))
                 for formulation, (_, transformer, positions) in zip(formulations, self._order(), strict=True)
             ]
 
@@ -281,7 +366,8 @@ class SepTrBlock(reference.SepTrBlock):
         parameters = [*self.parameters(), *self.buffers(), *([cls_token] if "low-rank" in formulations else [])]
         if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters):
             return folded()
-        norms = [sublayer.norm for _, transformer, _ in self._order() for sublayer in transformer.sublayers]
+        read = [entry[1] for entry, step in zip(self._order(), steps, strict=True) if step.formulation != WRITTEN]
+        norms = [sublayer.norm for transformer in read for sublayer in transformer.sublayers]
         return self._cache.get((formulations, dtype, *(norm.eps for norm in norms)), parameters, folded)
 
     def _tokens(self, formulation: str, cls_token: Tensor, positions: Tensor) -> Tokens | None:

@@ -21,7 +21,7 @@ from septr_fast.block import SepTrBlock, Size, per_transformer
 from septr_fast.loading import as_a_whole
 from septr_fast.passes import backend as backends
 from septr_fast.passes.attention_maps import AttentionMaps, MapRecorder, check_queries
-from septr_fast.passes.inputs import check_input
+from septr_fast.passes.inputs import check_input, check_placement
 from septr_fast.passes.lengths import Lengths, check_axis, clear, one_by_one
 from septr_fast.passes.observers import records
 from septr_fast.passes.torch.linear import call, is_plain
@@ -113,12 +113,25 @@ class SepTr(reference.SepTr):
         for index, block in enumerate(self.blocks):
             block.formulation = formulations[2 * index : 2 * index + 2]
             block.backend = backends.check_name(backend)
-        self._steps = self._plan()
 
     @property
     def blocks(self) -> list[SepTrBlock]:
         """The blocks in order."""
         return [cast(SepTrBlock, block) for block in self.transformer]
+
+    def _why_called(self) -> list[str | None]:
+        """Why each block is called as it is written, its transformers apart; None for one that is not."""
+        blocks = list(self.transformer)
+        if not blocks:
+            raise ValueError("transformer: expected at least one block, there is none")
+        reasons = [
+            block.why_called() if isinstance(block, SepTrBlock) else f"it is {type(block).__name__}" for block in blocks
+        ]
+        if len({block.pooling for block in blocks if isinstance(block, SepTrBlock)}) > 1:
+            reasons = [reason or "other blocks pool otherwise" for reason in reasons]
+        for reason in filter(None, reasons):
+            backends.log_once(f"a block is called as it is written: {reason}")
+        return reasons
 
     def forward(
         self, x: Tensor, lengths: Sequence[int] | Tensor | None = None, *, lengths_axis: str = "width"
@@ -161,13 +174,8 @@ class SepTr(reference.SepTr):
         Returns:
             One pair for each block. With pooling the grid is upsampled again; in padding it holds zeros.
         """
-        grid, cls_token, valid = self._enter(x, lengths, lengths_axis)
-        whole = self.blocks[-1].steps(shared_cls_token=len(self.blocks) == 1)
-        features = []
-        for block, steps in zip(self.blocks, [*self._steps[:-1], whole], strict=True):
-            grid, cls_token = block.transform(grid, cls_token, steps, valid)
-            shown = grid if valid is None else clear(grid, valid)
-            features.append(Features(block.upsample(shown.permute(0, 3, 1, 2)), cls_token))
+        features: list[Features] = []
+        self._through(*self._enter(x, lengths, lengths_axis), features)
         return features
 
     @torch.no_grad()
@@ -204,11 +212,14 @@ class SepTr(reference.SepTr):
             TypeError: as `forward` does.
         """
         check_queries(queries)
-        grid, cls_token, valid = self._enter(x, lengths, lengths_axis)
-        maps = []
+        x, cls_token, valid = self._enter(x, lengths, lengths_axis)
+        for index, block in enumerate(self.transformer):
+            if not isinstance(block, SepTrBlock):
+                raise TypeError(f"attention_maps: expected blocks of SepTr, got {type(block).__name__} as block {index}")
+        grid, maps = self.blocks[0].pixels(x, valid), []
         for index, block in enumerate(self.blocks):
             recorder = MapRecorder(queries, valid)
-            steps = block.steps(shared_cls_token=False, last=index == len(self.blocks) - 1)
+            steps = block.planned(shared_cls_token=False, last=index == len(self.blocks) - 1)
             grid, cls_token = block.transform(grid, cls_token, steps, valid, recorder)
             maps.append(recorder.maps())
         return maps
@@ -237,24 +248,50 @@ class SepTr(reference.SepTr):
         resized = [block.resized_positions(input_size) for block in self.blocks]
         for block, positions in zip(self.blocks, resized, strict=True):
             block.take_positions(positions)
-        self._steps = self._plan()
 
     def _enter(
         self, x: Tensor, lengths: Sequence[int] | Tensor | None, lengths_axis: str
     ) -> tuple[Tensor, Tensor, Lengths | None]:
-        """What the first block takes, of checked arguments of `forward`: pixels, class token and valid tokens."""
-        first = self.blocks[0]
-        check_input(self, x, first.channels, first.input_size)
+        """Spectrograms, class token and valid tokens of checked arguments of `forward`."""
         check_axis(lengths_axis)
-        grid = first.pixels(x)
-        valid = None if lengths is None else first.lengths(lengths, lengths_axis, x)
-        return grid if valid is None else clear(grid, valid), self.cls_token[0, 0], valid
+        first = self.transformer[0] if len(self.transformer) else None
+        if not isinstance(first, SepTrBlock):
+            if lengths is not None:
+                raise ValueError(f"lengths: expected none for a first block that is {type(first).__name__}, got some")
+            check_placement(self, x, "x")
+            return x, self.cls_token[0, 0], None
+        check_input(self, x, first.features, first.input_size)
+        return x, self.cls_token[0, 0], None if lengths is None else first.lengths(lengths, lengths_axis, x)
 
-    def _classify(self, grid: Tensor, cls_token: Tensor, valid: Lengths | None) -> tuple[Tensor, Tensor]:
+    def _classify(self, x: Tensor, cls_token: Tensor, valid: Lengths | None) -> tuple[Tensor, Tensor]:
         """Logits and class tokens of what `_enter` gives."""
-        for block, steps in zip(self.blocks, self._steps, strict=True):
-            grid, cls_token = block.transform(grid, cls_token, steps, valid)
+        cls_token = self._through(x, cls_token, valid)
         return self._logits(cls_token), cls_token
+
+    def _through(
+        self, x: Tensor, cls_token: Tensor, valid: Lengths | None, features: list[Features] | None = None
+    ) -> Tensor:
+        """The class token `(batch, dim)` after all blocks; what each gives is added to `features`.
+
+        Between blocks goes the token grid, but before and after a block that is called the feature map.
+        """
+        called = self._why_called()
+        grid: Tensor | None = None
+        for index, block in enumerate(self.blocks):
+            last = index == len(called) - 1
+            if called[index] is None:
+                grid = block.pixels(x, valid) if grid is None else grid
+                steps = block.planned(shared_cls_token=index == 0, last=last and features is None)
+                grid, cls_token = block.transform(grid, cls_token, steps, valid)
+                if features is not None or (not last and called[index + 1] is not None):
+                    shown = grid if valid is None else clear(grid, valid)
+                    x = block.upsample(shown.permute(0, 3, 1, 2))
+            else:
+                x, four = block(x, cls_token[:, None, None], *_given(valid, block, index))
+                grid, cls_token = None, four[:, 0, 0]
+            if features is not None:
+                features.append(Features(x, cls_token))
+        return cls_token
 
     def _logits(self, cls_token: Tensor) -> Tensor:
         """`fc`; without gradients on a CPU a sample at a time, since a product of several may round otherwise."""
@@ -262,18 +299,24 @@ class SepTr(reference.SepTr):
             return torch.cat([self.fc(one) for one in cls_token.split(1)])
         return call(self.fc, cls_token)
 
-    def _plan(self) -> list[tuple[Step, Step]]:
-        """The steps of every block."""
-        last = len(self.blocks) - 1
-        return [
-            block.steps(shared_cls_token=index == 0, last=index == last, name=f"block {index}")
-            for index, block in enumerate(self.blocks)
-        ]
-
     def plan(self) -> Plan:
-        """The formulation of every transformer and what it costs; `print` it for a table."""
-        steps = tuple(step for pair in self._steps for step in pair)
-        return Plan(steps, self.fc.out_features, self.fc.weight.element_size())
+        """The formulation of every transformer and what it costs; `print` it for a table.
+
+        A transformer with a layer that cannot be folded is called as the original is written, and so is a block that
+        is no `SepTrBlock` or has hooks, whose work is not counted: `notes` say which and why.
+        """
+        called, steps, notes = self._why_called(), list[Step](), list[str]()
+        for index, (block, reason) in enumerate(zip(self.transformer, called, strict=True)):
+            place = {"shared_cls_token": index == 0, "last": index == len(called) - 1 and reason is None}
+            if reason is not None:
+                notes.append(f"block {index} is called as it is: {reason}")
+            if isinstance(block, SepTrBlock):
+                found = zip(block.steps(**place, name=f"block {index}"), block.planned(**place), strict=True)
+                own = block.possible([Step(now.name, now.shape, planned.formulation) for now, planned in found])
+                notes += [f"{step.name} runs {step.formulation}: {step.reason}" for step in own if step.reason]
+                steps += own
+        outputs = self.fc.out_features if isinstance(self.fc, nn.Linear) else 0
+        return Plan(tuple(steps), outputs, self.cls_token.element_size(), tuple(notes))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute in the backward pass: a tenth of the memory of the original for about a third more work."""
@@ -313,6 +356,15 @@ class SepTr(reference.SepTr):
             if parameter.requires_grad:
                 groups[parameter.dim() < 2 or name in kept].append(parameter)
         return [{"params": groups[0], "weight_decay": weight_decay}, {"params": groups[1], "weight_decay": 0.0}]
+
+
+def _given(valid: Lengths | None, block: nn.Module, index: int) -> tuple[Lengths, ...]:
+    """The further arguments of a block that is called."""
+    if valid is None:
+        return ()
+    if not isinstance(block, SepTrBlock):
+        raise ValueError(f"lengths: expected none for block {index}, which is {type(block).__name__}, got some")
+    return (valid,)
 
 
 SeparableTr = SepTr

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from septr_fast.adopt.sharing import LEAVES, share
+from septr_fast.algebra.reading import WEIGHT_HOOKS
 from septr_fast.reference import size_pair
 
 Output = tuple[Tensor, ...]
@@ -104,29 +105,29 @@ def _relative(result: Tensor, wanted: Tensor) -> float:
 
 
 def _shell(module: nn.Module, tokens: tuple[int, int]) -> nn.Module:
-    """`module` with its own parts, but positions of the first `tokens`, no hooks and another head."""
-    shell = _copy(module, fc=_Head())
-    for name in [name for name in vars(shell) if name.endswith("_hooks")]:
-        setattr(shell, name, OrderedDict())
-    blocks = module.get_submodule("transformer")
-    cut = {name: _cut(block, tokens) for name, block in blocks.named_children()}
-    shell._modules["transformer"] = _copy(blocks, **cut)
+    """`module` with its own parameters and layers, but positions of the first `tokens`, no hooks and another head."""
+    shell = _copy(module, {})
+    shell._modules["fc"] = _Head()
+    for block in shell.get_submodule("transformer").children():
+        for name, count in zip(("pos_embedding_h", "pos_embedding_w"), tokens, strict=True):
+            positions = cast(nn.Parameter, block._parameters[name])
+            block._parameters[name] = nn.Parameter(positions.detach()[:, :, : count + 1])
     return shell
 
 
-def _cut(block: nn.Module, tokens: tuple[int, int]) -> nn.Module:
-    shell = _copy(block)
-    for name, count in zip(("pos_embedding_h", "pos_embedding_w"), tokens, strict=True):
-        positions = cast(nn.Parameter, block._parameters[name])
-        shell._parameters[name] = nn.Parameter(positions.detach()[:, :, : count + 1])
-    return shell
-
-
-def _copy(module: nn.Module, **children: nn.Module) -> nn.Module:
-    """A copy of `module` alone, with its parameters and its children but for `children`."""
-    shell = copy.copy(module)
-    vars(shell)["_modules"] = {**module._modules, **children}
+def _copy(module: nn.Module, made: dict[nn.Module, nn.Module]) -> nn.Module:
+    """A copy of `module` and of all inside, on the same parameters, without hooks but those that set weights."""
+    if module in made:
+        return made[module]
+    shell = made[module] = copy.copy(module)
     vars(shell)["_parameters"] = dict(module._parameters)
+    vars(shell)["_buffers"] = dict(module._buffers)
+    vars(shell)["_modules"] = {
+        name: None if child is None else _copy(child, made) for name, child in module._modules.items()
+    }
+    for name in [name for name in vars(shell) if name.endswith("_hooks")]:
+        kept = {key: hook for key, hook in getattr(module, name).items() if isinstance(hook, WEIGHT_HOOKS)}
+        setattr(shell, name, OrderedDict(kept))
     return shell
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -54,18 +55,17 @@ def arguments(module: nn.Module, path: str, given: Mapping[str, Any]) -> dict[st
     names = [f"{path}.transformer.{name}" for name, _ in blocks]
     first = blocks[0][1]
     cls_token = _tensor(module, "cls_token", path)
-    projection = _linear(first, "projection", names[0])
     heads, dim_head = _heads([block for _, block in blocks], names, given)
     pool = _pool(first, names[0], given)
     axis = getattr(first, "first_axis", None)
     fc = _part(module, "fc", path)
     return {
-        "channels": projection.in_features,
+        "channels": _width(first, "projection", names[0], "in_features"),
         "input_size": _input_size(module, first, names[0], pool, given),
         "num_classes": fc.out_features if isinstance(fc, nn.Linear) else 1,
         "depth": len(blocks),
         "heads": heads,
-        "mlp_dim": _linear(first, f"transformer_h.{_HIDDEN}", names[0]).out_features,
+        "mlp_dim": _mlp_dim([block for _, block in blocks]) or cls_token.shape[-1],
         "dim_head": dim_head,
         "down_sample_input": pool,
         "dim": cls_token.shape[-1],
@@ -80,11 +80,22 @@ def _part(module: nn.Module, name: str, path: str) -> nn.Module:
         raise TypeError(f"{path}.{name}: expected a module as SepTr has it, there is none") from None
 
 
-def _linear(module: nn.Module, name: str, path: str) -> nn.Linear:
+def _width(module: nn.Module, name: str, path: str, side: str = "out_features") -> int:
+    """How many features go into or come out of a linear layer, or of what stands in its place."""
     found = _part(module, name, path)
-    if not isinstance(found, nn.Linear):
+    features = getattr(found, side, None)
+    if type(features) is not int:
         raise TypeError(f"{path}.{name}: expected Linear, got {type(found).__name__}")
-    return found
+    return features
+
+
+def _mlp_dim(blocks: list[nn.Module]) -> int | None:
+    """The width of the first hidden layer that says it; None where none does."""
+    for block in blocks:
+        for name in _TRANSFORMERS:
+            with suppress(TypeError):
+                return _width(block, f"{name}.{_HIDDEN}", "")
+    return None
 
 
 def _tensor(module: nn.Module, name: str, path: str) -> Tensor:
@@ -104,21 +115,29 @@ def _agreed(name: str, stored: Any, given: Mapping[str, Any], path: str) -> Any:
 
 
 def _heads(blocks: list[nn.Module], paths: list[str], given: Mapping[str, Any]) -> tuple[int, int]:
-    """Heads and their width, the same in every attention."""
-    found = {
-        _heads_of(_part(block, f"{name}.{_ATTENTION}", path), f"{path}.{name}.{_ATTENTION}", given)
-        for block, path in zip(blocks, paths, strict=True)
-        for name in _TRANSFORMERS
-    }
-    if len(found) != 1:
-        raise TypeError(
-            f"{paths[0]}: expected the same heads in every attention, got (heads, dim_head) {sorted(found)}"
-        )
-    return found.pop()
+    """Heads and their width, of the first attention that tells them."""
+    first_error: Exception | None = None
+    for block, path in zip(blocks, paths, strict=True):
+        for name in _TRANSFORMERS:
+            try:
+                return heads_of(_part(block, name, path), f"{path}.{name}", given)
+            except (TypeError, ValueError) as error:
+                first_error = first_error or error
+    raise first_error or TypeError(f"{paths}: expected a transformer, got none")
+
+
+def heads_of(transformer: nn.Module, path: str, given: Mapping[str, Any]) -> tuple[int, int]:
+    """Heads and their width as the attention of `transformer` stores them; heads may be `given`.
+
+    Raises:
+        TypeError: where they cannot be read.
+        ValueError: where what is given is not what is stored.
+    """
+    return _heads_of(_part(transformer, _ATTENTION, path), f"{path}.{_ATTENTION}", given)
 
 
 def _heads_of(attention: nn.Module, path: str, given: Mapping[str, Any]) -> tuple[int, int]:
-    width = _linear(attention, "to_qkv", path).out_features // 3
+    width = _width(attention, "to_qkv", path) // 3
     scale = getattr(attention, "scale", None)
     scale = scale if isinstance(scale, float) and scale > 0 else None
     heads = getattr(attention, "heads", None)

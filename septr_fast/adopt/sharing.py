@@ -1,7 +1,8 @@
 """A `SepTr` on the parameters of another module: the same objects under the same names, in the same order.
 
 What has parameters or a probability of its own (Linear, LayerNorm, GELU, Dropout, the head) is taken over as a
-module, and with it its mode, masks, norms, parametrizations and `eps`. The modules around them are new ones.
+module, and with it its mode, masks, norms, parametrizations and `eps`. The modules around them are new ones. A
+transformer with other layers than these, or with hooks, is taken over whole, to be called as it is written.
 """
 
 from __future__ import annotations
@@ -11,17 +12,16 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.nn.utils.prune import BasePruningMethod
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
 
-from septr_fast.algebra.reading import check_foldable
+from septr_fast.adopt.original import heads_of
+from septr_fast.algebra.reading import why_written
+from septr_fast.block import SepTrBlock
 from septr_fast.model import SepTr
+from septr_fast.reference import Transformer
 
 LEAVES = (nn.Linear, nn.LayerNorm, nn.GELU, nn.Dropout)
 """Modules that are taken over as they are."""
 _OWN = (nn.Identity, nn.AvgPool2d, nn.UpsamplingNearest2d)
-_WEIGHT_HOOKS = (BasePruningMethod, WeightNorm, SpectralNorm)
 _CALL_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _STATE_HOOKS = (
     "_state_dict_hooks",
@@ -46,25 +46,31 @@ def share(module: nn.Module, path: str, arguments: dict[str, Any], **options: An
         TypeError: where a part is missing, of another kind or shape, or too much, or has hooks that would never
             be called; it names the path.
     """
-    _refuse_hooks(module, path)
     with torch.device("meta"):
         model = SepTr(**arguments, **options)
     model.fc = cast(nn.Linear, module.fc)
     _take(model, module, path)
-    for index, block in enumerate(model.blocks):
-        for name, transformer in (("transformer_h", block.transformer_h), ("transformer_w", block.transformer_w)):
-            _check_transformer(transformer, f"{path}.transformer.{index}.{name}")
+    _refuse_hooks(model, module, path)
     _refuse_extras(model, module, path)
-    for name in [name for name in vars(module) if "_hook" in name]:
-        setattr(model, name, getattr(module, name))
+    _carry_hooks(model, module)
     return model
 
 
-def _check_transformer(transformer: Any, path: str) -> None:
+def _taken(new: Transformer, old: nn.Module, path: str, heads: tuple[int, int]) -> nn.Module:
+    """`new` with the layers of `old`, or `old` itself where it is more than these."""
     try:
-        check_foldable(transformer)
-    except TypeError as error:
-        raise TypeError(f"{path}: {error}") from None
+        _take(new, old, path)
+        _refuse_hooks(new, old, path)
+        _refuse_extras(new, old, path)
+        readable = why_written(new) is None and heads_of(old, path, {"heads": heads[0]}) == heads
+    except (TypeError, ValueError):
+        readable = False
+    return new if readable else old
+
+
+def _carry_hooks(new: nn.Module, old: nn.Module) -> None:
+    for name in [name for name in vars(old) if "_hook" in name]:
+        setattr(new, name, getattr(old, name))
 
 
 def _take(new: nn.Module, old: nn.Module, path: str) -> None:
@@ -83,11 +89,18 @@ def _take(new: nn.Module, old: nn.Module, path: str) -> None:
             continue
         if child is None or found_child is None:
             raise TypeError(f"{where}: expected {type(child).__name__}, there is none")
-        if isinstance(child, LEAVES):
+        if isinstance(child, Transformer):
+            attention = child.sublayers[0].fn
+            setattr(new, name, _taken(child, found_child, where, (attention.heads, attention.dim_head)))
+        elif name == "projection":
+            setattr(new, name, found_child)
+        elif isinstance(child, LEAVES):
             _check_leaf(where, child, found_child)
             setattr(new, name, found_child)
         else:
             _take(child, found_child, where)
+    if isinstance(new, SepTrBlock):
+        _carry_hooks(new, old)
     if not isinstance(new, (nn.Sequential, nn.ModuleList)):
         new._parameters = _ordered(new._parameters, old._parameters)
         new._modules = _ordered(new._modules, old._modules)
@@ -134,13 +147,12 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     yield from module.named_buffers(remove_duplicate=False)
 
 
-def _refuse_hooks(module: nn.Module, path: str) -> None:
-    """Raise `TypeError` for hooks inside of `module` that nobody would call; those of the head are called."""
-    for name, inner in module.named_modules():
-        if not name or name == "fc" or name.startswith("fc."):
+def _refuse_hooks(new: nn.Module, old: nn.Module, path: str) -> None:
+    """Raise `TypeError` for hooks inside of `old` that nobody would call."""
+    called = set(new.modules())
+    blocks = {name for name, inner in new.named_modules() if isinstance(inner, SepTrBlock)}
+    for name, inner in old.named_modules():
+        if not name or name in blocks or inner in called:
             continue
-        kinds = _CALL_HOOKS if isinstance(inner, LEAVES) else (*_CALL_HOOKS, *_STATE_HOOKS)
-        hooks = [hook for kind in kinds for hook in getattr(inner, kind).values()]
-        followed = _WEIGHT_HOOKS if isinstance(inner, nn.Linear) else ()
-        if any(not isinstance(hook, followed) for hook in hooks):
+        if any(getattr(inner, kind) for kind in (*_CALL_HOOKS, *_STATE_HOOKS)):
             raise TypeError(f"{path}.{name}: it has hooks, which SepTr would never call; remove them first")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from septr_fast.algebra.folded import LowRank
-from septr_fast.algebra.reading import expect, folded_out_bias, read_attention, weight_of
+from septr_fast.algebra.reading import folded_out_bias, read_attention, weight_of
 from septr_fast.reference import Transformer
 
 
@@ -28,7 +28,6 @@ def fold_low_rank(transformer: Transformer, projection: nn.Linear, cls_token: Te
     """
     weights = read_attention(transformer)
     dtype, heads = weights.gamma.dtype, weights.heads
-    expect(projection, nn.Linear, "projection")
     pixel, positions = weight_of(projection).to(dtype).T, pos_embedding.to(dtype)
     constant = positions + torch.cat(
         [cls_token.to(dtype).unsqueeze(0), projection.bias.to(dtype).expand(len(positions) - 1, -1)]

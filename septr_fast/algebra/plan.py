@@ -13,6 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 FORMULATIONS = ("direct", "merged", "low-rank", "class-only")
+WRITTEN = "as written"
+"""In place of a formulation: the transformer is called as the original is, since its weights cannot be folded."""
 
 
 @dataclass(frozen=True)
@@ -127,11 +129,16 @@ def row_saved_values(shape: TransformerShape, formulation: str) -> int:
 
 @dataclass(frozen=True)
 class Step:
-    """One transformer of a plan: its shape and the formulation that it takes."""
+    """One transformer of a plan: its shape and the formulation that it takes.
+
+    `reason` says why it runs `WRITTEN`, or why another formulation was given up; None where nothing stands in the way.
+    The work of what runs as written is counted as that of the original.
+    """
 
     name: str
     shape: TransformerShape
     formulation: str
+    reason: str | None = None
 
     @property
     def reference_flops(self) -> int:
@@ -141,7 +148,7 @@ class Step:
     @property
     def flops(self) -> int:
         """Work of a sample as it runs here, folding left out."""
-        return sample_flops(self.shape, self.formulation)
+        return sample_flops(self.shape, "direct" if self.formulation == WRITTEN else self.formulation)
 
     @property
     def fold_flops(self) -> int:
@@ -156,7 +163,8 @@ class Step:
     @property
     def saved_values(self) -> int:
         """Values kept of a sample for the backward pass as it runs here."""
-        return self.shape.rows * row_saved_values(self.shape, self.formulation)
+        formulation = "direct" if self.formulation == WRITTEN else self.formulation
+        return self.shape.rows * row_saved_values(self.shape, formulation)
 
 
 @dataclass(frozen=True)
@@ -167,13 +175,15 @@ class Plan:
 
     Attributes:
         steps: the transformers.
-        num_classes: outputs of the classifier.
+        num_classes: outputs of the classifier where that is a linear layer, otherwise 0.
         itemsize: bytes per value.
+        notes: what runs as it is written, and why; printed below the table.
     """
 
     steps: tuple[Step, ...]
     num_classes: int
     itemsize: int = 4
+    notes: tuple[str, ...] = ()
 
     def _classifier(self, batch: int) -> int:
         return 2 * batch * self.steps[-1].shape.dim * self.num_classes
@@ -204,7 +214,7 @@ class Plan:
             for pairs in (list(enumerate(zip(row, widths, strict=True))) for row in table)
         ]
         lines.insert(1, "  ".join("-" * width for width in widths))
-        return "\n".join([*lines, "", *self._totals()])
+        return "\n".join([*lines, "", *self._totals(), *self.notes])
 
     def _cells(self, step: Step) -> tuple[str, ...]:
         shape, megabytes = step.shape, self.itemsize / 1e6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
 
@@ -12,43 +13,119 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from septr_fast.algebra.folded import Dropout, accumulation_dtype
-from septr_fast.reference import Attention, FeedForward, Transformer
+from septr_fast.reference import Attention, FeedForward, PreNorm, Transformer
+
+WEIGHT_HOOKS = (BasePruningMethod, WeightNorm, SpectralNorm)
+"""What PyTorch registers to set a weight when its layer is called."""
 
 
-def check_foldable(transformer: Transformer) -> None:
-    """Raise `TypeError` where a module that is read as a weight is not what it was built as.
+Kinds = tuple[type[nn.Module], ...]
+Part = tuple[str, nn.Module | None, Kinds, bool | None]
+"""Name, module, what it has to be, and whether it has to have a bias."""
 
-    An adapter, a quantized layer or another activation in its place would have no effect.
+_LINEAR, _DROPOUT = (nn.Linear,), (nn.Dropout, nn.Identity)
+_OUT: tuple[tuple[str, Kinds], ...] = (("layers.0.0.fn.to_out.0", _LINEAR), ("layers.0.0.fn.to_out.1", _DROPOUT))
+_NET: tuple[tuple[str, Kinds], ...] = (
+    ("layers.0.1.fn.net.0", _LINEAR),
+    ("layers.0.1.fn.net.1", (nn.GELU,)),
+    ("layers.0.1.fn.net.2", _DROPOUT),
+    ("layers.0.1.fn.net.3", _LINEAR),
+    ("layers.0.1.fn.net.4", _DROPOUT),
+)
+
+
+def why_written(transformer: nn.Module) -> str | None:
+    """Why the weights of `transformer` cannot be folded, so that it is called as it is written; None if they can.
+
+    They can where every module is what the original is built of, with no hooks and no forward of its own: of an
+    adapter, a quantized layer or another activation they would show nothing. Pruning, norms and parametrizations of
+    weights are followed, and dropout may be gone.
     """
-    attention, feed_forward = (sublayer.fn for sublayer in transformer.sublayers)
-    expect(attention, Attention, "attention")
-    expect(feed_forward, FeedForward, "MLP")
-    net = tuple(cast(FeedForward, feed_forward).net)
-    expect(cast(Attention, attention).to_qkv, nn.Linear, "to_qkv")
-    to_out = cast(Attention, attention).to_out
-    if not isinstance(to_out, nn.Identity):
-        expect(to_out[0], nn.Linear, "to_out.0")
-        expect(to_out[1], nn.Dropout, "to_out.1")
-    for index, kind in enumerate((nn.Linear, nn.GELU, nn.Dropout, nn.Linear, nn.Dropout)):
-        expect(net[index], kind, f"net.{index}")
-    if cast(nn.GELU, net[1]).approximate != "none":
-        raise TypeError("net.1: expected the exact GELU, got the approximation by tanh")
-    for sublayer in transformer.sublayers:
-        expect(sublayer.norm, nn.LayerNorm, "norm")
+    for part in _parts(transformer):
+        reason = _why_not(*part)
+        if reason is not None:
+            return reason
+    return None
 
 
-def expect(module: nn.Module, kind: type[nn.Module], name: str) -> None:
-    """Raise `TypeError` unless `module`, called `name`, is called as one of `kind` is."""
-    if not isinstance(module, kind) or type(module).forward is not kind.forward:
-        raise TypeError(
-            f"{name}: expected {kind.__name__}, whose parameters are folded with others, got {type(module).__name__}"
-        )
+def why_called(name: str, linear: nn.Module) -> str | None:
+    """Why `linear` cannot be read as a linear layer with a bias; None if it can."""
+    return _why_not(name, linear, _LINEAR, True)
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether calling `module` calls hooks, other than those that set the weight of a linear layer."""
+    if module._forward_hooks or module._backward_hooks or module._backward_pre_hooks:
+        return True
+    hooks = module._forward_pre_hooks.values()
+    return not all(isinstance(module, nn.Linear) and isinstance(hook, WEIGHT_HOOKS) for hook in hooks)
+
+
+def _parts(transformer: nn.Module) -> Iterator[Part]:
+    """The modules that a transformer is called with, from the outside to the inside."""
+    yield "the transformer", transformer, (Transformer,), None
+    layers = _child(transformer, "layers")
+    layer = _child(layers, "0")
+    attention_sublayer, mlp_sublayer = _child(layer, "0"), _child(layer, "1")
+    attention, mlp = _child(attention_sublayer, "fn"), _child(mlp_sublayer, "fn")
+    yield "layers", layers, (nn.ModuleList,), None
+    yield "layers.0", layer, (nn.ModuleList,), None
+    yield "layers.0.0", attention_sublayer, (PreNorm,), None
+    yield "layers.0.0.norm", _child(attention_sublayer, "norm"), (nn.LayerNorm,), True
+    yield "layers.0.0.fn", attention, (Attention,), None
+    yield "layers.0.0.fn.to_qkv", _child(attention, "to_qkv"), _LINEAR, False
+    to_out = _child(attention, "to_out")
+    alone = (nn.Identity,) if cast(Attention, attention).heads == 1 else ()
+    yield "layers.0.0.fn.to_out", to_out, (*alone, nn.Sequential), None
+    if isinstance(to_out, nn.Sequential):
+        yield from _in_turn(to_out, _OUT)
+    yield "layers.0.1", mlp_sublayer, (PreNorm,), None
+    yield "layers.0.1.norm", _child(mlp_sublayer, "norm"), (nn.LayerNorm,), True
+    yield "layers.0.1.fn", mlp, (FeedForward,), None
+    net = _child(mlp, "net")
+    yield "layers.0.1.fn.net", net, (nn.Sequential,), None
+    yield from _in_turn(cast(nn.Sequential, net), _NET)
+
+
+def _in_turn(modules: nn.Sequential, expected: tuple[tuple[str, Kinds], ...]) -> Iterator[Part]:
+    """What `modules` calls, and what is `expected` of it."""
+    found = list(modules._modules.values())
+    for index, (name, kinds) in enumerate(expected):
+        module = found[index] if index < len(found) else None
+        yield name, module, kinds, True if kinds is _LINEAR else None
+    for module in found[len(expected) :]:
+        yield "one layer more", module, (), None
+
+
+def _child(module: nn.Module | None, name: str) -> nn.Module | None:
+    return None if module is None else module._modules.get(name)
+
+
+def _why_not(name: str, module: nn.Module | None, kinds: Kinds, biased: bool | None) -> str | None:
+    """What keeps `module` from being read as one of `kinds`; None for nothing."""
+    if module is None:
+        return f"{name} is not there"
+    kind = next((kind for kind in kinds if isinstance(module, kind)), None)
+    if kind is None or type(module).forward is not kind.forward:
+        return f"{name} is {type(module).__name__}" + "".join(f", not {kind.__name__}" for kind in kinds[-1:])
+    if "forward" in module.__dict__:
+        return f"{name} has a forward of its own"
+    if is_hooked(module):
+        return f"{name} has hooks"
+    if biased is not None and (module._parameters.get("bias", module) is not None) is not biased:
+        return f"{name} has {'no' if biased else 'a'} bias"
+    weight = type(module._parameters.get("weight"))
+    if hasattr(weight, "__tensor_flatten__"):
+        return f"{name} has a weight of {weight.__name__}"
+    if isinstance(module, nn.GELU) and module.approximate != "none":
+        return f"{name} approximates GELU by {module.approximate}"
+    return None
 
 
 def weight_of(linear: nn.Linear) -> Tensor:
     """The weight that `linear` would use: pruning and norms by hooks set it only when the module is called."""
     for hook in linear._forward_pre_hooks.values():
-        if isinstance(hook, (BasePruningMethod, WeightNorm, SpectralNorm)):
+        if isinstance(hook, WEIGHT_HOOKS):
             hook(linear, None)
     return linear.weight
 

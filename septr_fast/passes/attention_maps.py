@@ -6,17 +6,20 @@ projections of `septr_fast.algebra` are applied to the tokens that enter a trans
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from septr_fast.algebra.direct import fold_direct
 from septr_fast.algebra.folded import Direct
+from septr_fast.algebra.reading import why_written
 from septr_fast.passes.lengths import Lengths
 from septr_fast.passes.sublayers import class_query, normalize
 from septr_fast.passes.torch.linear import linear
-from septr_fast.reference import Transformer
+from septr_fast.reference import Attention, PreNorm, Transformer
 
 QUERIES = ("class", "all")
 
@@ -54,8 +57,8 @@ class MapRecorder:
     def __call__(
         self, axis: str, transformer: Transformer, grid: Tensor, cls_token: Tensor, pos_embedding: Tensor
     ) -> None:
-        """Compute the maps of `transformer` along `axis`."""
-        weights = fold_direct(transformer)
+        """Compute the maps of `transformer` along `axis`; raise `TypeError` where it has no attention to read."""
+        weights = fold_direct(transformer) if why_written(transformer) is None else _written_attention(transformer)
         self._found[axis] = maps_along(
             grid, cls_token, pos_embedding, weights, axis=axis, queries=self.queries, lengths=self.lengths
         )
@@ -75,7 +78,7 @@ def maps_along(
     grid: Tensor,
     cls_token: Tensor,
     pos_embedding: Tensor,
-    attention: Direct,
+    attention: Direct | PreNorm,
     *,
     axis: str,
     queries: str,
@@ -87,7 +90,7 @@ def maps_along(
         grid: `(batch, height, width, dim)`.
         cls_token: `(batch, dim)`.
         pos_embedding: `(1 + length, dim)`, the class token's position first.
-        attention: folded attention sublayer, in the dtype to compute in.
+        attention: folded attention sublayer, in the dtype to compute in, or the sublayer itself, to be called.
         axis: "height" or "width", the axis that a sequence runs along.
         queries: "class" or "all".
         lengths: valid tokens of each sample; None for all.
@@ -96,20 +99,21 @@ def maps_along(
         `(batch, rows, heads, 1 or 1 + length, 1 + length)` in the dtype of `attention`, with zeros for padding,
         as a key, as a query and as a sequence.
     """
+    asked = _asker(attention, queries)
+    heads, dtype, width = _sizes(attention, pos_embedding)
     rows = grid.transpose(1, 2) if axis == "height" else grid
     batch, count, length = rows.shape[:3]
-    positions = pos_embedding.to(attention.qkv_weight.dtype)
+    positions = pos_embedding.to(dtype)
     tokens = 1 + length
-    maps = positions.new_zeros(batch, count, attention.heads, 1 if queries == "class" else tokens, tokens)
+    maps = positions.new_zeros(batch, count, heads, 1 if queries == "class" else tokens, tokens)
     for sample, (own_rows, own_length) in enumerate(_extents(batch, count, length, axis, lengths)):
         front = cls_token[sample].to(positions.dtype) + positions[0]
-        step = _rows_per_chunk(attention, 1 + own_length, queries)
+        step = _rows_per_chunk(positions, heads, width, 1 + own_length, queries)
         for first in range(0, own_rows, step):
             last = min(first + step, own_rows)
             body = rows[sample, first:last, :own_length].to(positions.dtype) + positions[1 : 1 + own_length]
             sequences = torch.cat([front.expand(last - first, 1, -1), body], dim=1)
-            asked = _class_scores if queries == "class" else _scores
-            probabilities = asked(sequences, attention).softmax(dim=-1)
+            probabilities = asked(sequences).softmax(dim=-1)
             maps[sample, first:last, :, : probabilities.shape[2], : 1 + own_length] = probabilities
     return maps
 
@@ -122,12 +126,35 @@ def _extents(batch: int, count: int, length: int, axis: str, lengths: Lengths | 
     return [(count, value) if lengths.axis == axis else (value, length) for value in valid]
 
 
-def _rows_per_chunk(attention: Direct, tokens: int, queries: str) -> int:
+def _sizes(attention: Direct | PreNorm, positions: Tensor) -> tuple[int, torch.dtype, int]:
+    """Heads, the dtype to compute in, and features of the queries of all heads."""
+    if isinstance(attention, Direct):
+        return attention.heads, attention.qkv_weight.dtype, attention.qkv_weight.shape[0] // 3
+    inner = cast(Attention, attention.fn)
+    return inner.heads, positions.dtype, inner.heads * inner.dim_head
+
+
+def _asker(attention: Direct | PreNorm, queries: str) -> Callable[[Tensor], Tensor]:
+    """What gives the scores of `sequences` `(rows, tokens, dim)`."""
+    if isinstance(attention, PreNorm):
+        return partial(_called_scores, sublayer=attention, queries=queries)
+    return partial(_class_scores if queries == "class" else _scores, attention=attention)
+
+
+def _written_attention(transformer: nn.Module) -> PreNorm:
+    """The attention of a transformer that is called; raise `TypeError` where it computes no probabilities."""
+    sublayer = transformer.sublayers[0] if isinstance(transformer, Transformer) else transformer
+    attention = sublayer.fn if isinstance(sublayer, PreNorm) else sublayer
+    if not isinstance(attention, Attention) or type(attention).forward is not Attention.forward:
+        raise TypeError(f"attention_maps: expected the attention of SepTr, got {type(attention).__name__}")
+    return cast(PreNorm, sublayer)
+
+
+def _rows_per_chunk(positions: Tensor, heads: int, width: int, tokens: int, queries: str) -> int:
     """Sequences whose intermediate results, scores and probabilities take about `_CHUNK_BYTES`."""
-    dim, projected = attention.qkv_weight.shape[1], 2 * attention.qkv_weight.shape[0] // 3
     asked = 1 if queries == "class" else tokens
-    values = tokens * (2 * dim + (0 if queries == "class" else projected) + 2 * attention.heads * asked)
-    return max(1, _CHUNK_BYTES // (values * attention.qkv_weight.element_size()))
+    values = tokens * (2 * positions.shape[1] + (0 if queries == "class" else 2 * width) + 2 * heads * asked)
+    return max(1, _CHUNK_BYTES // (values * positions.element_size()))
 
 
 def _class_scores(sequences: Tensor, attention: Direct) -> Tensor:
@@ -144,3 +171,11 @@ def _scores(sequences: Tensor, attention: Direct) -> Tensor:
     projected = linear(normalized, attention.qkv_weight[: 2 * width], attention.qkv_bias[: 2 * width])
     query, key = projected.unflatten(2, (2, attention.heads, -1)).permute(2, 0, 3, 1, 4)
     return torch.matmul(query, key.transpose(2, 3))
+
+
+def _called_scores(sequences: Tensor, sublayer: PreNorm, queries: str) -> Tensor:
+    """As `_class_scores` or `_scores`, by the modules of `sublayer` as they are."""
+    attention = cast(Attention, sublayer.fn)
+    query, key, _ = attention.to_qkv(sublayer.norm(sequences)).unflatten(2, (3, attention.heads, -1)).unbind(2)
+    query = query[:, :1] if queries == "class" else query
+    return torch.matmul(query.transpose(1, 2), key.permute(0, 2, 3, 1)) * attention.dim_head**-0.5

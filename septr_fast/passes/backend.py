@@ -173,7 +173,12 @@ def choose(backend: str, pass_name: str, device: torch.device, limit: str | None
         return "triton"
     if backend == "triton":
         raise RuntimeError(f'backend="triton" cannot run here: {reason}')
-    if not torch.compiler.is_compiling() and reason not in _logged:
-        _logged.add(reason)
-        _logger.info("running on plain PyTorch: %s", reason)
+    log_once(f"running on plain PyTorch: {reason}")
     return "torch"
+
+
+def log_once(message: str) -> None:
+    """Log `message` the first time that it is given in this process; not while a graph is compiled."""
+    if not torch.compiler.is_compiling() and message not in _logged:
+        _logged.add(message)
+        _logger.info("%s", message)

@@ -85,7 +85,8 @@ def _class_token(model: SepTr, dtype: torch.dtype, batch: int) -> Tensor:
     first = model.blocks[0]
     x = torch.empty(batch, first.channels, *first.input_size, dtype=model.cls_token.dtype, device="meta")
     grid, cls_token = first.pixels(x), model.cls_token[0, 0]
-    for block, steps in zip(model.blocks, model._steps, strict=True):
+    for index, block in enumerate(model.blocks):
+        steps = block.planned(shared_cls_token=index == 0, last=index == len(model.blocks) - 1)
         grid, cls_token = block.transform(grid, cls_token, steps, dtype=dtype)
     return cls_token
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from septr_fast.algebra.reading import is_hooked
 from septr_fast.passes.inputs import autocasts
 from septr_fast.passes.observers import records
 
@@ -68,7 +69,7 @@ def call(module: nn.Module, x: Tensor) -> Tensor:
 
 def is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether calling `module` is `torch.nn.functional.linear` with its parameters and nothing else."""
-    return type(module) is nn.Linear and not (module._forward_hooks or module._forward_pre_hooks)
+    return type(module) is nn.Linear and not (module._forward_pre_hooks or is_hooked(module))
 
 
 def _ends_within_tile(x: Tensor, weight: Tensor) -> bool:
