@@ -43,6 +43,10 @@ Observer = Callable[[str, Transformer, Tensor, Tensor, Tensor], None]
 """Called with an axis, its transformer, the grid, the class token `(batch, dim)` and positions `(1 + length, dim)`."""
 
 
+_RESIZINGS = ((nn.Identity, nn.Identity), (nn.AvgPool2d, nn.UpsamplingNearest2d))
+"""How a block pools and upsamples, one of which undoes the other."""
+
+
 class SepTrBlock(reference.SepTrBlock):
     """Two transformers in sequence, one along each axis of the token grid.
 
@@ -95,8 +99,7 @@ class SepTrBlock(reference.SepTrBlock):
         )
         self.backend = backends.check_name(backend)
         self.recompute = False
-        self.formulation = per_transformer(formulation, 2)
-        self._steps = self._plan()
+        self.take_formulations(per_transformer(formulation, 2))
         self._cache: FoldCache[list[Folded | None]] = FoldCache()
 
     def forward(self, x: Tensor, cls_token: Tensor, lengths: Lengths | None = None) -> tuple[Tensor, Tensor]:
@@ -147,7 +150,9 @@ class SepTrBlock(reference.SepTrBlock):
         return self.channels if self.project else self.dim
 
     def _size_of(self, x: Tensor) -> tuple[int, int]:
-        """The size that `x` should have: `input_size`, or what a block before leaves of it."""
+        """The size that `x` should have: `input_size`, or what a block before leaves of it; any for another pooling."""
+        if not isinstance(self.pool, (nn.Identity, nn.AvgPool2d)):
+            return cast(tuple[int, int], tuple(x.shape[2:]))
         height, width = (size // pool * pool for size, pool in zip(self.input_size, self.pooling, strict=True))
         return (height, width) if tuple(x.shape[2:]) == (height, width) else self.input_size
 
@@ -159,11 +164,10 @@ class SepTrBlock(reference.SepTrBlock):
             return "it has hooks"
         if self.reconstruct is not None:
             return "it reconstructs its input"
-        upsample = self.upsample
-        factor = upsample.scale_factor if type(upsample) is nn.UpsamplingNearest2d else (1, 1)
-        plain = type(self.pool) in (nn.Identity, nn.AvgPool2d) and type(upsample) in (nn.Identity, nn.UpsamplingNearest2d)
-        if not plain or factor != self.pooling or is_hooked(self.pool) or is_hooked(upsample):
-            return f"it pools by {type(self.pool).__name__} and upsamples by {type(upsample).__name__}"
+        pool, upsample = self.pool, self.upsample
+        plain = (type(pool), type(upsample)) in _RESIZINGS and not (is_hooked(pool) or is_hooked(upsample))
+        if not plain or getattr(upsample, "scale_factor", (1, 1)) != self.pooling:
+            return f"it pools by {type(pool).__name__} and upsamples by {type(upsample).__name__}, or these have hooks"
         return None
 
     @property
@@ -199,6 +203,11 @@ class SepTrBlock(reference.SepTrBlock):
         self.input_size, tables = resized
         for name, table in tables.items():
             setattr(self, name, table)
+        self._steps = self._plan()
+
+    def take_formulations(self, formulation: tuple[str | None, ...]) -> None:
+        """Force a formulation, or None, for each transformer."""
+        self.formulation = formulation
         self._steps = self._plan()
 
     def planned(self, *, shared_cls_token: bool, last: bool = False) -> tuple[Step, Step]:
@@ -290,7 +299,7 @@ class SepTrBlock(reference.SepTrBlock):
         autocast_dtype = torch.get_autocast_dtype(device_type) if autocast else parameter_dtype
         rounded = autocast and parameter_dtype != torch.float64
         compute_dtype = dtype or (autocast_dtype if rounded else parameter_dtype)
-        if self.project and not low_rank:
+        if not low_rank:
             grid = call(self.projection, grid)
         owned = self.project
         with torch.autocast(device_type, enabled=False) if autocast else nullcontext():
@@ -337,7 +346,7 @@ class SepTrBlock(reference.SepTrBlock):
         return {(shared, last): self.steps(shared_cls_token=shared, last=last) for shared in either for last in either}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._steps = self._plan()  # Version 0.1.0 pickled them by other keys.
 
     def _order(self) -> list[tuple[str, Transformer, nn.Parameter]]:

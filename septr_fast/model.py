@@ -111,7 +111,7 @@ class SepTr(reference.SepTr):
         )
         formulations = per_transformer(formulation, 2 * depth)
         for index, block in enumerate(self.blocks):
-            block.formulation = formulations[2 * index : 2 * index + 2]
+            block.take_formulations(formulations[2 * index : 2 * index + 2])
             block.backend = backends.check_name(backend)
 
     @property
@@ -215,7 +215,7 @@ class SepTr(reference.SepTr):
         x, cls_token, valid = self._enter(x, lengths, lengths_axis)
         for index, block in enumerate(self.transformer):
             if not isinstance(block, SepTrBlock):
-                raise TypeError(f"attention_maps: expected blocks of SepTr, got {type(block).__name__} as block {index}")
+                raise TypeError(f"attention_maps: expected a SepTrBlock as block {index}, got {type(block).__name__}")
         grid, maps = self.blocks[0].pixels(x, valid), []
         for index, block in enumerate(self.blocks):
             recorder = MapRecorder(queries, valid)

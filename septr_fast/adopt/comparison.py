@@ -7,7 +7,6 @@ not in evaluation (dropout of another place, stochastic depth) would be lost. Th
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -119,7 +118,8 @@ def _copy(module: nn.Module, made: dict[nn.Module, nn.Module]) -> nn.Module:
     """A copy of `module` and of all inside, on the same parameters, without hooks but those that set weights."""
     if module in made:
         return made[module]
-    shell = made[module] = copy.copy(module)
+    shell = made[module] = type(module).__new__(type(module))  # Parametrized modules refuse copy.copy.
+    vars(shell).update(vars(module))
     vars(shell)["_parameters"] = dict(module._parameters)
     vars(shell)["_buffers"] = dict(module._buffers)
     vars(shell)["_modules"] = {

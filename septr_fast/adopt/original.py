@@ -7,6 +7,7 @@ what its attention stores, `heads` or `scale`. What neither shapes nor attribute
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
@@ -115,15 +116,18 @@ def _agreed(name: str, stored: Any, given: Mapping[str, Any], path: str) -> Any:
 
 
 def _heads(blocks: list[nn.Module], paths: list[str], given: Mapping[str, Any]) -> tuple[int, int]:
-    """Heads and their width, of the first attention that tells them."""
+    """Heads and their width, as most attentions tell them."""
+    found: Counter[tuple[int, int]] = Counter()
     first_error: Exception | None = None
     for block, path in zip(blocks, paths, strict=True):
         for name in _TRANSFORMERS:
             try:
-                return heads_of(_part(block, name, path), f"{path}.{name}", given)
+                found[heads_of(_part(block, name, path), f"{path}.{name}", given)] += 1
             except (TypeError, ValueError) as error:
                 first_error = first_error or error
-    raise first_error or TypeError(f"{paths}: expected a transformer, got none")
+    if first_error is not None and not found:
+        raise first_error
+    return found.most_common(1)[0][0]
 
 
 def heads_of(transformer: nn.Module, path: str, given: Mapping[str, Any]) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from septr_fast.adopt.original import heads_of
 from septr_fast.algebra.reading import why_written
 from septr_fast.block import SepTrBlock
 from septr_fast.model import SepTr
-from septr_fast.reference import Transformer
+from septr_fast.reference import Attention, Transformer
 
 LEAVES = (nn.Linear, nn.LayerNorm, nn.GELU, nn.Dropout)
 """Modules that are taken over as they are."""
@@ -90,7 +90,7 @@ def _take(new: nn.Module, old: nn.Module, path: str) -> None:
         if child is None or found_child is None:
             raise TypeError(f"{where}: expected {type(child).__name__}, there is none")
         if isinstance(child, Transformer):
-            attention = child.sublayers[0].fn
+            attention = cast(Attention, child.sublayers[0].fn)
             setattr(new, name, _taken(child, found_child, where, (attention.heads, attention.dim_head)))
         elif name == "projection":
             setattr(new, name, found_child)
@@ -152,7 +152,8 @@ def _refuse_hooks(new: nn.Module, old: nn.Module, path: str) -> None:
     called = set(new.modules())
     blocks = {name for name, inner in new.named_modules() if isinstance(inner, SepTrBlock)}
     for name, inner in old.named_modules():
-        if not name or name in blocks or inner in called:
+        carried = name in blocks or isinstance(new, SepTr) and not name
+        if carried or inner in called:
             continue
         if any(getattr(inner, kind) for kind in (*_CALL_HOOKS, *_STATE_HOOKS)):
             raise TypeError(f"{path}.{name}: it has hooks, which SepTr would never call; remove them first")

@@ -53,7 +53,8 @@ def written_pass(
     if lengths is None:
         out, cls_token = call(rows, cls_token, pos_embedding)
         return rows_of(out, axis), cls_token
-    out, cls_tokens = None, torch.empty_like(cls_token)
+    out: Tensor | None = None
+    cls_tokens = torch.empty_like(cls_token)
     for samples, valid in _alike(lengths):
         own = rows[samples]
         own = own[:, :, :valid] if lengths.axis == axis else own[:, :valid]

@@ -18,7 +18,7 @@ from support.compare import pair, relative_error, spectrograms
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, stack_module_state, vmap
 
-from septr_fast import SepTr, SepTrBlock
+from septr_fast import SepTr, SepTrBlock, reference
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CONFIG: dict[str, Any] = {
@@ -202,24 +202,25 @@ def test_several_models_at_once(gradients: bool, stacked: str) -> None:
     assert relative_error(wanted[0], wanted[1]) > 1e-3
 
 
-def watched(module: nn.Module) -> tuple[list[str], list[Any]]:
-    """Names of the submodules of `module` that are called, as they are, and the hooks' handles."""
+def watched(module: nn.Module) -> list[str]:
+    """Names of the submodules of `module` that are called, in order, as hooks on all of them see it."""
     called: list[str] = []
 
     def watch(name: str) -> Callable[..., None]:
         return lambda *_: called.append(name)
 
-    return called, [one.register_forward_hook(watch(name)) for name, one in module.named_modules()]
+    for name, one in module.named_modules():
+        one.register_forward_hook(watch(name))
+    return called
 
 
-@pytest.mark.parametrize("first", ["low-rank", "direct"])
-def test_submodules_that_are_called(first: str) -> None:
-    """As docs/ecosystem.md lists them: of all others only the parameters are read."""
-    model = SepTr(**CONFIG, formulation=[first, *FORMULATIONS[1:]])
-    called, _ = watched(model)
-    model(spectrograms(CONFIG, 1, torch.float32))
-    projection = [] if first == "low-rank" else ["transformer.0.projection"]
-    assert called == ["transformer.0.pool", *projection, "fc", ""]
+@pytest.mark.parametrize("formulation", [None, "direct"])
+def test_hooks_are_called_as_those_of_the_reference(formulation: str | None) -> None:
+    expected, model = pair(CONFIG, formulation=formulation)
+    wanted, called = watched(expected), watched(model)
+    x = spectrograms(CONFIG, 1)
+    assert relative_error(model(x), expected(x)) < 1e-12
+    assert called == wanted
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -233,11 +234,17 @@ def test_hook_on_the_classifier_sees_the_batch(when: str) -> None:
     assert seen == [3]
 
 
-def test_submodules_of_a_block_that_are_called() -> None:
-    block = SepTrBlock(2, (6, 4), 2, 8, 4, (2, 2), project=True, reconstruct=True, dim=8, formulation="direct")
-    called, _ = watched(block)
-    block(torch.randn(2, 2, 6, 4), torch.randn(1, 1, 1, 8))
-    assert called == ["pool", "projection", "reconstruct", "upsample", ""]
+def test_hooks_inside_of_a_block() -> None:
+    arguments: Any = (2, (6, 4), 2, 8, 4, (2, 2), True, True, 8)
+    expected = reference.SepTrBlock(*arguments)
+    block = SepTrBlock(*arguments)
+    block.load_state_dict(expected.state_dict())
+    wanted, called = watched(expected), watched(block)
+    x, cls_token = torch.randn(2, 2, 6, 4), torch.randn(1, 1, 1, 8)
+    for ours, theirs in zip(block(x, cls_token), expected(x, cls_token), strict=True):
+        assert relative_error(ours, theirs) < 1e-5
+    assert called == wanted
+
 
 
 @pytest.fixture
