@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 Expected = Mapping[str, tuple[Tensor | None, tuple[int, ...]]]
 """Tensors by the names of an operator's arguments, each with the shape that it has to have; None where it is absent."""
@@ -21,6 +23,34 @@ def refuse_second_derivative(backward: Any, name: str) -> None:
         )
 
     backward.register_autograd(refuse)
+
+
+def one_at_a_time(differentiate: Callable[..., Any]) -> Callable[..., Any]:
+    """`differentiate(ctx, *grads)`, called for each of the gradients that `is_grads_batched` stacks into one.
+
+    Where PyTorch takes several gradients at once by its own vmap, an operator that takes lists gets no rule from it.
+    """
+
+    @functools.wraps(differentiate)
+    def run(ctx: Any, *grads: Any) -> Any:
+        stacked = [isinstance(x, Tensor) and torch._C._functorch.is_legacy_batchedtensor(x) for x in grads]
+        if not any(stacked):
+            return differentiate(ctx, *grads)
+        level = torch._C._vmapmode_increment_nesting() - 1
+        torch._C._vmapmode_decrement_nesting()
+        apart = [torch._remove_batch_dim(x, level, 0, 0) if many else x for x, many in zip(grads, stacked, strict=True)]
+        count = next(len(x) for x, many in zip(apart, stacked, strict=True) if many)
+        found = [
+            differentiate(ctx, *(x[i] if many else x for x, many in zip(apart, stacked, strict=True)))
+            for i in range(count)
+        ]
+        return tree_map(lambda *each: _stacked(each, level), *found)
+
+    return run
+
+
+def _stacked(each: Sequence[Any], level: int) -> Any:
+    return torch._add_batch_dim(torch.stack(list(each)), 0, level) if isinstance(each[0], Tensor) else each[0]
 
 
 def along(grid: Tensor, axis: str) -> Tensor:

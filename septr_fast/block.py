@@ -151,7 +151,7 @@ class SepTrBlock(reference.SepTrBlock):
 
     def _size_of(self, x: Tensor) -> tuple[int, int]:
         """The size that `x` should have: `input_size`, or what a block before leaves of it; any for another pooling."""
-        if not isinstance(self.pool, (nn.Identity, nn.AvgPool2d)):
+        if type(self.pool) not in (nn.Identity, nn.AvgPool2d):
             return cast(tuple[int, int], tuple(x.shape[2:]))
         height, width = (size // pool * pool for size, pool in zip(self.input_size, self.pooling, strict=True))
         return (height, width) if tuple(x.shape[2:]) == (height, width) else self.input_size

@@ -10,7 +10,8 @@ parameters under the names that published checkpoints use.
 from __future__ import annotations
 
 from numbers import Real
-from typing import cast
+from operator import index
+from typing import SupportsIndex, cast
 
 import torch
 from einops import rearrange, reduce, repeat
@@ -21,17 +22,30 @@ AXES = ("height", "width")
 
 def size_pair(value: int | tuple[int, int] | list[int], name: str) -> tuple[int, int]:
     """Read `value`, an int or two ints, as `(height, width)`; raise `ValueError` naming `name` otherwise."""
-    pair = (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
-    if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(type(n) is int and n > 0 for n in pair):
+    pair = (value, value) if whole(value) is not None else value
+    sizes = [whole(size) for size in pair] if isinstance(pair, (tuple, list)) else []
+    if len(sizes) != 2 or not all(sizes):
         raise ValueError(f"{name}: expected a positive int or two of them (height, width), got {value!r}")
-    return pair[0], pair[1]
+    return cast(tuple[int, int], tuple(sizes))
 
 
-def check_sizes(**sizes: int) -> None:
-    """Raise `ValueError`, naming the argument, unless every one of `sizes` is a positive int."""
+def check_sizes(**sizes: int) -> tuple[int, ...]:
+    """`sizes` as Python's ints; raise `ValueError`, naming the argument, unless every one is a positive int."""
     for name, value in sizes.items():
-        if type(value) is not int or value < 1:
+        if not whole(value):
             raise ValueError(f"{name}: expected a positive int, got {value!r}")
+    return tuple(map(int, sizes.values()))
+
+
+def whole(value: object) -> int | None:
+    """`value` as a Python int where it is one, of NumPy or a tensor with one value too, and not negative."""
+    if isinstance(value, bool) or getattr(value, "dtype", None) in (torch.bool, "bool"):
+        return None
+    try:
+        found = index(cast(SupportsIndex, value))
+    except TypeError:
+        return None
+    return found if found >= 0 else None
 
 
 def is_number(value: object) -> bool:

@@ -152,7 +152,7 @@ def _refuse_hooks(new: nn.Module, old: nn.Module, path: str) -> None:
     called = set(new.modules())
     blocks = {name for name, inner in new.named_modules() if isinstance(inner, SepTrBlock)}
     for name, inner in old.named_modules():
-        carried = name in blocks or isinstance(new, SepTr) and not name
+        carried = name in blocks or (isinstance(new, SepTr) and not name)
         if carried or inner in called:
             continue
         if any(getattr(inner, kind) for kind in (*_CALL_HOOKS, *_STATE_HOOKS)):

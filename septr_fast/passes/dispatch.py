@@ -13,7 +13,7 @@ from typing import cast
 from torch import Tensor
 
 import septr_fast.kernels as kernels
-from septr_fast.algebra.folded import NO_DROPOUT, Direct, Folded, LowRank
+from septr_fast.algebra.folded import Direct, Folded, LowRank
 from septr_fast.passes.backend import choose
 from septr_fast.passes.settings import Settings
 from septr_fast.passes.torch import operators as torch_operators
@@ -93,7 +93,7 @@ def _runs(pass_name: str, grid: Tensor, weights: Folded, settings: Settings) -> 
         dim=dim,
         head_dim=head_dim,
         heads=attention.heads,
-        dropout=settings.dropout != NO_DROPOUT,
+        dropout=settings.dropout.drops,
         along_padding=pass_name == "low_rank_pass" and lengths is not None and lengths.axis == settings.axis,
     )
     if choose(settings.backend, pass_name, grid.device, limit) == "torch":

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 
 def transforms() -> bool:
     """Whether a transform of `torch.func` is active."""
     return torch._C._are_functorch_transforms_active()
+
+
+def are_batched(*tensors: Tensor) -> bool:
+    """Whether one of `tensors` stands for several, as gradients do under `torch.autograd.grad(is_grads_batched=True)`.
+
+    That is a transform of its own, which `transforms` knows nothing of, and which knows few operators.
+    """
+    return any(torch._C._functorch.is_legacy_batchedtensor(tensor) for tensor in tensors)
 
 
 def makes_graph() -> bool:

@@ -51,8 +51,8 @@ def written_pass(
         call = partial(checkpoint, call, use_reentrant=False)
     rows = rows_of(grid, axis)
     if lengths is None:
-        out, cls_token = call(rows, cls_token, pos_embedding)
-        return rows_of(out, axis), cls_token
+        whole, cls_token = call(rows, cls_token, pos_embedding)
+        return rows_of(whole, axis), cls_token
     out: Tensor | None = None
     cls_tokens = torch.empty_like(cls_token)
     for samples, valid in _alike(lengths):

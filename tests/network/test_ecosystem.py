@@ -246,7 +246,6 @@ def test_hooks_inside_of_a_block() -> None:
     assert called == wanted
 
 
-
 @pytest.fixture
 def hub() -> Any:
     """`septr_fast.hub`, which needs a package of its own."""

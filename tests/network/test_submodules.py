@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrize, prune
 
 from benchmarks.suite.shapes import SMALL
-from septr_fast import SepTr, reference
+from septr_fast import reference
 
 CONFIG = {**SMALL["wide"], "channels": 3}
 Change = Callable[[nn.Module], object]

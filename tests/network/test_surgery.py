@@ -220,7 +220,7 @@ def test_quantized() -> None:
     """All linear layers by `quantize_dynamic`, whose classes are no `nn.Linear`."""
     expected, model = (one.float().eval() for one in pair(CONFIG))
     x = spectrograms(CONFIG, 2, torch.float32)
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="torch.ao.quantization is deprecated"):
         changed = [torch.ao.quantization.quantize_dynamic(one, {nn.Linear}) for one in (expected, model)]
     with torch.no_grad():
         found, wanted = changed[1](x), changed[0](x)

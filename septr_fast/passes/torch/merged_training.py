@@ -23,7 +23,7 @@ from torch.autograd import forward_ad
 
 from septr_fast.algebra.folded import Merged, Mlp
 from septr_fast.passes.lengths import mean_over_rows
-from septr_fast.passes.observers import records
+from septr_fast.passes.observers import are_batched, records, transforms
 from septr_fast.passes.torch.linear import linear
 
 Plain = Callable[..., tuple[Tensor, Tensor]]
@@ -112,7 +112,7 @@ def run(
 
 
 class _MergedPass(torch.autograd.Function):
-    """`run`. Where its gradients are to be differentiable, they are taken by `plain`."""
+    """`run`. Where its gradients are to be differentiable, or several are taken at once, it is by `plain`."""
 
     @staticmethod
     def forward(
@@ -144,7 +144,7 @@ class _MergedPass(torch.autograd.Function):
         given = 3 + len(Weights._fields)
         inputs, kept = saved[:given], saved[given:]
         needed = ctx.needs_input_grad[2:]
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or transforms() or are_batched(grad_out, grad_class_token):
             return (
                 None,
                 None,
@@ -270,7 +270,10 @@ class _Sums:
 def _by_autograd(
     plain: Plain, inputs: Sequence[Tensor], needed: Sequence[bool], grads: tuple[Tensor, Tensor]
 ) -> list[Tensor | None]:
-    """The gradients of `inputs`, None where not `needed`, as part of a graph."""
+    """The gradients of `inputs`, None where not `needed`, as part of a graph where one is recorded."""
     wanted = [tensor for tensor, need in zip(inputs, needed, strict=True) if need]
-    found = iter(torch.autograd.grad(plain(*inputs), wanted, grads, create_graph=True, allow_unused=True))
+    differentiable = torch.is_grad_enabled()
+    with torch.enable_grad():
+        results = plain(*inputs)
+    found = iter(torch.autograd.grad(results, wanted, grads, create_graph=differentiable, allow_unused=True))
     return [next(found) if need else None for need in needed]

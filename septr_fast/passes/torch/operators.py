@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from septr_fast.algebra.folded import NO_DROPOUT, Direct, Dropout, Folded, LowRank, Merged, Mlp
+from septr_fast.algebra.folded import Direct, Dropout, Folded, LowRank, Merged, Mlp
 from septr_fast.passes.lengths import Lengths
 from septr_fast.passes.observers import exports, transforms
 from septr_fast.passes.settings import Settings
@@ -25,7 +25,7 @@ def serve(device: torch.device, dropout: Dropout) -> bool:
     """Whether a pass over tensors on `device` is compiled as one of these operators."""
     if not torch.compiler.is_compiling() or exports():
         return False
-    return device.type == "cpu" and not torch.is_grad_enabled() and not transforms() and dropout == NO_DROPOUT
+    return device.type == "cpu" and not torch.is_grad_enabled() and not transforms() and not dropout.drops
 
 
 def axis_pass(
