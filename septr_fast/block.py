@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from septr_fast import reference
 from septr_fast.algebra.fold import Tokens, fold
 from septr_fast.algebra.fold_cache import FoldCache
-from septr_fast.algebra.folded import Folded
+from septr_fast.algebra.folded import NO_DROPOUT, Folded
 from septr_fast.algebra.plan import FORMULATIONS, WRITTEN, Step, TransformerShape, choose
 from septr_fast.algebra.reading import is_hooked, read_dropout, why_called, why_written
 from septr_fast.loading import as_a_whole
@@ -309,28 +309,20 @@ class SepTrBlock(reference.SepTrBlock):
                 positions = pos_embedding[0, 0]
                 if observe is not None:
                     observe(axis, transformer, grid, cls_token, positions)
-                if weights is None:
-                    with torch.autocast(device_type, autocast_dtype) if autocast else nullcontext():
-                        grid, cls_token = written_pass(
-                            grid,
-                            cls_token,
-                            positions,
-                            transformer,
-                            axis=axis,
-                            lengths=lengths,
-                            recompute=self.recompute,
-                        )
-                    owned = False  # A hook of the transformer may have kept it.
-                    continue
                 settings = Settings(
                     axis=axis,
-                    dropout=read_dropout(transformer),
+                    dropout=NO_DROPOUT if weights is None else read_dropout(transformer),
                     recompute=self.recompute,
                     lengths=lengths,
                     dtype=parameter_dtype,
                     in_place=owned,
                     backend=self.backend,
                 )
+                if weights is None:
+                    with torch.autocast(device_type, autocast_dtype) if autocast else nullcontext():
+                        grid, cls_token = written_pass(grid, cls_token, positions, transformer, settings)
+                    owned = False  # A hook of the transformer may have kept it.
+                    continue
                 if step.formulation == "low-rank":
                     grid, cls_token = dispatch.low_rank_pass(grid, weights, settings)
                 elif step.formulation == "class-only":

@@ -51,7 +51,7 @@ class SepTr(reference.SepTr):
     Args:
         channels: channels of a spectrogram, 1 for a magnitude.
         input_size: `(height, width)` of a spectrogram, in frequency bins and frames, or one int for both.
-        num_classes: number of classes.
+        num_classes: number of classes, or 0 for the class token in place of logits: `fc` is an `nn.Identity` then.
         depth: number of blocks, each of two transformers.
         heads: attention heads.
         mlp_dim: width of the MLP's hidden layer.

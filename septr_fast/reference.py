@@ -39,11 +39,11 @@ def check_sizes(**sizes: int) -> tuple[int, ...]:
 
 def whole(value: object) -> int | None:
     """`value` as a Python int where it is one, of NumPy or a tensor with one value too, and not negative."""
-    if isinstance(value, bool) or getattr(value, "dtype", None) in (torch.bool, "bool"):
+    if isinstance(value, bool) or (isinstance(value, Tensor) and value.dtype == torch.bool):
         return None
     try:
         found = index(cast(SupportsIndex, value))
-    except TypeError:
+    except (TypeError, RuntimeError):
         return None
     return found if found >= 0 else None
 
@@ -144,11 +144,14 @@ class SepTrBlock(nn.Module):
         first_axis: str = "height",
     ) -> None:
         super().__init__()
-        check_sizes(channels=channels, heads=heads, mlp_dim=mlp_dim, dim_head=dim_head, dim=dim)
+        channels, heads, mlp_dim, dim_head, dim = check_sizes(
+            channels=channels, heads=heads, mlp_dim=mlp_dim, dim_head=dim_head, dim=dim
+        )
         if first_axis not in AXES:
             raise ValueError(f"first_axis: expected one of {', '.join(AXES)}, got {first_axis!r}")
         if not is_number(dropout_tr) or not 0 <= dropout_tr <= 1:
             raise ValueError(f"dropout_tr: expected a probability, got {dropout_tr!r}")
+        dropout_tr = float(dropout_tr)
         height, width = self.input_size = size_pair(input_size, "input_size")
         pool = None if down_sample_input is None else size_pair(down_sample_input, "down_sample_input")
         if pool is not None:
@@ -226,7 +229,10 @@ class SepTr(nn.Module):
         first_axis: str = "height",
     ) -> None:
         super().__init__()
-        check_sizes(num_classes=num_classes, depth=depth)
+        depth, dim = check_sizes(depth=depth, dim=dim)
+        classes = whole(num_classes)
+        if classes is None:
+            raise ValueError(f"num_classes: expected a positive int, or 0 for features, got {num_classes!r}")
         self.return_cls = return_cls
         self.transformer = nn.ModuleList(
             self.block_type(
@@ -244,7 +250,7 @@ class SepTr(nn.Module):
             for block in range(depth)
         )
         self.cls_token = nn.Parameter(torch.randn(1, 1, 1, dim))
-        self.fc = nn.Linear(dim, num_classes)
+        self.fc = nn.Linear(dim, classes) if classes else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Classify spectrograms `(batch, channels, height, width)`: logits `(batch, num_classes)`."""

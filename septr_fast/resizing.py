@@ -40,7 +40,7 @@ def resize_table(table: Tensor, length: int) -> Tensor:
         >>> resize_table(torch.tensor([9.0, 0.0, 1.0]).view(1, 1, 3, 1), 4).flatten().tolist()
         [9.0, 0.0, 0.25, 0.75, 1.0]
     """
-    check_sizes(length=length)
+    (length,) = check_sizes(length=length)
     if table.dim() != 4 or table.shape[:2] != (1, 1) or table.shape[2] < 2:
         raise ValueError(f"table: expected positions (1, 1, 1 + length, dim), got {tuple(table.shape)}")
     if table.shape[2] == 1 + length:

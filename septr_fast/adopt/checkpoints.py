@@ -73,7 +73,7 @@ def constructor_arguments(model: reference.SepTr) -> dict[str, Any]:
     return {
         "channels": first.channels,
         "input_size": list(first.input_size),
-        "num_classes": model.fc.out_features,
+        "num_classes": model.fc.out_features if isinstance(model.fc, nn.Linear) else 0,
         "depth": len(model.transformer),
         "heads": attention.heads,
         "mlp_dim": cast(nn.Linear, layers[0]).out_features,
@@ -163,7 +163,7 @@ def _assemble(about: Mapping[str, Any], state: Mapping[str, Tensor]) -> Bundle:
         raise ValueError(f"model: {error}") from error
     _check_state(model.state_dict(), state)
     model.load_state_dict(state, assign=True)
-    _check_classes(about["classes"], model.fc.out_features)
+    _check_classes(about["classes"], model.fc.out_features if isinstance(model.fc, nn.Linear) else model.blocks[0].dim)
     front_end = front_ends.build(about["front_end"])
     first = model.blocks[0]
     if front_end.size != (first.channels, *first.input_size):

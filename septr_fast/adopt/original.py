@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from septr_fast.reference import size_pair
+from septr_fast.reference import size_pair, whole
 
 _ATTENTION = "layers.0.0.fn"
 _HIDDEN = "layers.0.1.fn.net.0"
@@ -84,8 +84,8 @@ def _part(module: nn.Module, name: str, path: str) -> nn.Module:
 def _width(module: nn.Module, name: str, path: str, side: str = "out_features") -> int:
     """How many features go into or come out of a linear layer, or of what stands in its place."""
     found = _part(module, name, path)
-    features = getattr(found, side, None)
-    if type(features) is not int:
+    features = whole(getattr(found, side, None))
+    if not features:
         raise TypeError(f"{path}.{name}: expected Linear, got {type(found).__name__}")
     return features
 
@@ -150,9 +150,9 @@ def _heads_of(attention: nn.Module, path: str, given: Mapping[str, Any]) -> tupl
     heads = _agreed("heads", heads, given, path)
     if heads is None:
         raise TypeError(f"{path}: it stores neither heads nor scale; say how many: accelerate(model, heads=...)")
-    if type(heads) is not int or heads < 1 or width % heads:
+    if not whole(heads) or width % heads:
         raise TypeError(f"{path}: expected heads that divide the {width} features of its queries, got {heads}")
-    dim_head = width // heads
+    heads, dim_head = int(heads), width // int(heads)
     if scale is not None and abs(scale * dim_head**0.5 - 1) > 1e-6:
         raise TypeError(f"{path}: expected the scale {dim_head**-0.5} of {heads} heads of {dim_head}, got {scale}")
     return heads, dim_head

@@ -94,7 +94,7 @@ class LogMel(Spectrogram):
             deviation,
             time_first,
         )
-        check_sizes(mels=mels)
+        (mels,) = check_sizes(mels=mels)
         if not is_number(power) or not 1 <= power < math.inf:
             raise ValueError(f"power: expected a number of at least 1, got {power!r}")
         for name, value in (("floor", floor), ("top_db", 1.0 if top_db is None else top_db)):

@@ -79,14 +79,14 @@ class Spectrogram(nn.Module):
         time_first: bool,
     ) -> None:
         super().__init__()
-        self.sample_rate, self.fft_size, self.center, self.frames = sample_rate, fft_size, center, frames
+        sample_rate, fft_size = check_sizes(sample_rate=sample_rate, fft_size=fft_size)
+        self.sample_rate, self.fft_size, self.center = sample_rate, fft_size, center
         self.standardize, self.time_first, self.pad_mode = standardize, time_first, pad_mode
-        check_sizes(sample_rate=sample_rate, fft_size=fft_size)
         if pad_mode not in PAD_MODES:
             raise ValueError(f"pad_mode: expected one of {', '.join(PAD_MODES)}, got {pad_mode!r}")
-        self.hop = max(fft_size // 4, 1) if hop is None else hop
-        self.window_length = fft_size if window_length is None else window_length
-        check_sizes(hop=self.hop, window_length=self.window_length, **({} if frames is None else {"frames": frames}))
+        (self.hop,) = check_sizes(hop=max(fft_size // 4, 1) if hop is None else hop)
+        (self.window_length,) = check_sizes(window_length=fft_size if window_length is None else window_length)
+        self.frames = None if frames is None else check_sizes(frames=frames)[0]
         if self.window_length > fft_size:
             raise ValueError(f"window_length: expected at most fft_size, {fft_size}, got {window_length}")
         self._statistics = self._checked_statistics(mean, deviation)

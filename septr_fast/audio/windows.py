@@ -26,7 +26,7 @@ def window_starts(length: int, window: int, hop: int) -> list[int]:
     Raises:
         ValueError: for a size below 1, or a signal shorter than one window.
     """
-    check_sizes(window=window, hop=hop)
+    window, hop = check_sizes(window=window, hop=hop)
     if length < window:
         raise ValueError(f"window: expected at most the signal's length, {length}, got {window}")
     starts = list(range(0, length - window + 1, hop))
@@ -79,7 +79,7 @@ def predict_long(
         >>> predict_long(model, torch.zeros(2, 1, 16, 100), window=24, hop=12).shape
         torch.Size([2, 10])
     """
-    check_sizes(batch=batch)
+    (batch,) = check_sizes(batch=batch)
     if average not in AVERAGES:
         raise ValueError(f"average: expected one of {', '.join(AVERAGES)}, got {average!r}")
     if axis not in AXES:

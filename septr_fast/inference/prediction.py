@@ -70,7 +70,7 @@ def classify(
         ValueError: for an argument out of range.
         ImportError: where a package that reads files is missing.
     """
-    check_sizes(batch=batch)
+    (batch,) = check_sizes(batch=batch)
     rate, span = bundle.front_end.sample_rate, bundle.front_end.span
     step = max(span // 2, 1) if hop is None else round(hop * rate)
     if step < 1:

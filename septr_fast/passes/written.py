@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from septr_fast.passes.lengths import Lengths
 from septr_fast.passes.observers import transforms
+from septr_fast.passes.settings import Settings
 from septr_fast.passes.torch.chunks import rows_of
 from septr_fast.reference import attend
 
@@ -25,10 +26,7 @@ def written_pass(
     cls_token: Tensor,
     pos_embedding: Tensor,
     transformer: nn.Module,
-    *,
-    axis: str,
-    lengths: Lengths | None,
-    recompute: bool,
+    settings: Settings,
 ) -> tuple[Tensor, Tensor]:
     """Add positions and call `transformer` on every sequence.
 
@@ -39,20 +37,19 @@ def written_pass(
         cls_token: `(batch, dim)`.
         pos_embedding: `(1 + length, dim)`, the class token's position first.
         transformer: from `(batch, rows, 1 + length, dim)` to the same shape.
-        axis: "height" or "width", the axis that a sequence runs along.
-        lengths: valid tokens of each sample; None for all.
-        recompute: keep only what goes in for the backward pass, where no transform of `torch.func` is active.
+        settings: axis, lengths, and whether to keep only what goes in for the backward pass.
 
     Returns:
         The grid `(batch, height, width, dim)`, with zeros in padding, and the class token `(batch, dim)`.
     """
     call: Call = partial(_attend, transformer)
-    if recompute and torch.is_grad_enabled() and not transforms():
+    axis, lengths = settings.axis, settings.lengths
+    if settings.recompute and torch.is_grad_enabled() and not transforms():
         call = partial(checkpoint, call, use_reentrant=False)
     rows = rows_of(grid, axis)
     if lengths is None:
-        whole, cls_token = call(rows, cls_token, pos_embedding)
-        return rows_of(whole, axis), cls_token
+        out_rows, cls_token = call(rows, cls_token, pos_embedding)
+        return rows_of(out_rows, axis), cls_token
     out: Tensor | None = None
     cls_tokens = torch.empty_like(cls_token)
     for samples, valid in _alike(lengths):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from septr_fast import SepTr, SepTrBlock
+from septr_fast.adopt.checkpoints import constructor_arguments
 from septr_fast.algebra.fold import fold
 from septr_fast.passes import dispatch
 from septr_fast.passes.settings import Settings
@@ -26,7 +29,7 @@ CONSTRUCTOR = [
     ({"dim": True}, "dim: expected a positive int, got True"),
     ({"dim_head": "8"}, "dim_head: expected a positive int, got '8'"),
     ({"mlp_dim": 0}, "mlp_dim: expected a positive int, got 0"),
-    ({"num_classes": 0}, "num_classes: expected a positive int, got 0"),
+    ({"num_classes": -1}, "num_classes: expected a positive int, or 0 for features, got -1"),
     ({"input_size": (6, 8, 1)}, "input_size: expected a positive int or two of them (height, width), got (6, 8, 1)"),
     ({"input_size": (6, 0)}, "input_size: expected a positive int or two of them (height, width), got (6, 0)"),
     ({"input_size": None}, "input_size: expected a positive int or two of them (height, width), got None"),
@@ -158,3 +161,25 @@ def test_checkpoint_of_another_size_is_refused() -> None:
     state = SepTr(**{**SIZES, "input_size": (6, 9)}).state_dict()
     with pytest.raises(RuntimeError, match=r"transformer\.0\.pos_embedding_w"):
         SepTr(**SIZES).load_state_dict(state)
+
+
+@pytest.mark.parametrize("of", ["numpy", "tensor"])
+def test_numbers_are_numbers(of: str) -> None:
+    """Integers of NumPy and of PyTorch, as `labels.max() + 1` gives them; what is kept is Python's own."""
+    make = np.int64 if of == "numpy" else torch.tensor
+    sizes = {"channels": 1, "num_classes": 5, "depth": 1, "heads": 2, "mlp_dim": 8, "dim_head": 4, "dim": 8}
+    model = SepTr(**{name: make(size) for name, size in sizes.items()}, input_size=(make(4), make(6)))
+    found = constructor_arguments(model)
+    assert json.loads(json.dumps(found)) == {**found, **sizes, "input_size": [4, 6]}
+    assert model(torch.zeros(1, 1, 4, 6)).shape == (1, 5)
+    for wrong in (make(0), make(-1), make(2) == 2, 2.0, True, None):
+        with pytest.raises(ValueError, match="depth: expected a positive int"):
+            SepTr(depth=wrong)
+
+
+def test_features_alone() -> None:
+    model = SepTr(input_size=(4, 6), num_classes=0, depth=1, heads=2, mlp_dim=8, dim_head=4, dim=8, return_cls=True)
+    features, cls_token = model(torch.zeros(2, 1, 4, 6))
+    assert features.shape == (2, 8)
+    assert torch.equal(features, cls_token)
+    assert model.plan().num_classes == 0

@@ -147,7 +147,6 @@ def test_a_resizing_by_halves_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def by_halves(self: SepTr, input_size: tuple[int, int]) -> None:
         for block in self.blocks:
             block.resize_positions(input_size)
-        self._steps = self._plan()
 
     places = range(interruptions.operations(interruptions.resize))
     assert not any(interruptions.after_resizing(place) for place in places)

@@ -123,7 +123,7 @@ def state(on: Subject) -> dict[str, Any]:
         entry = block._cache._entry
         found[f"weights kept by block {index}"] = None if entry is None else (id(entry), *map(_bits, entry[1]))
         found[f"plan of block {index}"] = repr(block._steps)
-    found["plan"] = repr(model._steps)
+    found["plan"] = repr(model.plan())
     found["x"] = _bits(on.x)
     found["modes of torch"] = (
         torch.is_grad_enabled(),
