@@ -30,12 +30,13 @@ def accelerate(
 
     An instance is known by its submodules, of whatever class it is. The `SepTr` has the same Parameter objects under
     the same names in the same order, so that optimizers, averaged copies and checkpoints go on unchanged; modes,
-    `requires_grad`, the head, the instance's own hooks and what changes single layers (pruning, norms,
-    parametrizations, `eps`, the probabilities of dropout) are kept. All instances are read and compared before the
+    `requires_grad`, the head, hooks and what changes single layers (pruning, norms,
+    parametrizations, `eps`, the probabilities of dropout) are kept; a transformer with other layers, or with hooks,
+    is taken over whole and runs as it is written. All instances are read and compared before the
     first is replaced.
 
     Not carried: other attributes and methods of the instance, compilation, references to it from elsewhere than a
-    module's submodules (a list, a closure). Modules with hooks inside, which would never be called, are refused.
+    module's submodules (a list, a closure). Hooks on containers that are not taken over are refused.
 
     Args:
         model: any module; it is changed.
