@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from septr_fast.kernels.axis_attention_operator import axis_attention
-from torch import Tensor, nn
+from torch import Tensor
 from torch.masked import masked_tensor
 
 from septr_fast import SepTr, SepTrBlock
