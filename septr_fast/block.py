@@ -20,7 +20,7 @@ from septr_fast.algebra.fold import Tokens, fold
 from septr_fast.algebra.fold_cache import FoldCache
 from septr_fast.algebra.folded import NO_DROPOUT, Folded
 from septr_fast.algebra.plan import FORMULATIONS, WRITTEN, Step, TransformerShape, choose
-from septr_fast.algebra.reading import is_hooked, read_dropout, why_called, why_written
+from septr_fast.algebra.reading import is_hooked, read_dropout, why_not_linear, why_written
 from septr_fast.loading import as_a_whole
 from septr_fast.passes import backend as backends
 from septr_fast.passes import dispatch
@@ -262,7 +262,7 @@ class SepTrBlock(reference.SepTrBlock):
         if reason is not None:
             backends.log_once(f"the transformer along the {step.shape.axis} runs as written: {reason}")
             return Step(step.name, step.shape, WRITTEN, reason)
-        reason = why_called("projection", self.projection) if step.formulation == "low-rank" else None
+        reason = why_not_linear("projection", self.projection) if step.formulation == "low-rank" else None
         if reason is not None:
             backends.log_once(f"the first transformer is not low-rank: {reason}")
             shape = replace(step.shape, channels=None)

@@ -48,7 +48,7 @@ def why_written(transformer: nn.Module) -> str | None:
     return None
 
 
-def why_called(name: str, linear: nn.Module) -> str | None:
+def why_not_linear(name: str, linear: nn.Module) -> str | None:
     """Why `linear` cannot be read as a linear layer with a bias; None if it can."""
     return _why_not(name, linear, _LINEAR, True)
 

@@ -135,8 +135,8 @@ CHANGES: dict[str, tuple[Change, str]] = {
 }
 
 
-def changed_pair(change: Change, **options: Any) -> tuple[Any, SepTr]:
-    pair_of = pair(CONFIG, **options)
+def changed_pair(change: Change, config: dict[str, Any] = CONFIG, **options: Any) -> tuple[Any, SepTr]:
+    pair_of = pair(config, **options)
     for model in pair_of:
         change(model)
     return pair_of
@@ -147,7 +147,6 @@ def changed_pair(change: Change, **options: Any) -> tuple[Any, SepTr]:
 def test_what_cannot_be_folded_runs_as_written(name: str, formulation: str | None) -> None:
     """On every backend: none of them sees this pass."""
     change, reason = CHANGES[name]
-    plain = pair(CONFIG)[1](spectrograms(CONFIG, batch=1))
     expected, model = changed_pair(change, formulation=formulation)
     x = spectrograms(CONFIG, batch=2)
     results = [gradients(one, x) for one in (model, expected)]
@@ -159,7 +158,6 @@ def test_what_cannot_be_folded_runs_as_written(name: str, formulation: str | Non
     assert all(other.formulation != WRITTEN for other in model.plan().steps[1:])
     with torch.no_grad():
         assert relative_error(model.eval()(x), expected.eval()(x)) < 1e-12
-    assert plain.isfinite().all()
 
 
 @pytest.mark.parametrize("name", ["adapter of queries", "hook", "no transformer"])
@@ -327,9 +325,7 @@ WALKED = ("last deleted", "middle deleted", "one twice", "one more", "turned", "
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_blocks_that_are_changed(name: str) -> None:
-    expected, model = pair(POOLED)
-    for one in (expected, model):
-        BLOCKS[name](one)
+    expected, model = changed_pair(BLOCKS[name], POOLED)
     x = spectrograms(POOLED, batch=2)
     assert worst(gradients(model, x), gradients(expected, x))[0] < 1e-10
     with torch.no_grad():
@@ -339,9 +335,7 @@ def test_blocks_that_are_changed(name: str) -> None:
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_features_of_blocks_that_are_changed(name: str) -> None:
-    expected, model = pair(POOLED)
-    for one in (expected, model):
-        BLOCKS[name](one)
+    expected, model = changed_pair(BLOCKS[name], POOLED)
     x = spectrograms(POOLED, batch=2)
     grid, cls_token = x, expected.cls_token
     found = model.forward_features(x)
