@@ -135,11 +135,6 @@ class Dropout:
     hidden: float = 0.0
     out: float = 0.0
 
-    @property
-    def drops(self) -> bool:
-        """Whether anything is dropped. A compiler may see symbols in place of numbers, which it compares one by one."""
-        return self.attention > 0 or self.hidden > 0 or self.out > 0
-
 
 NO_DROPOUT = Dropout()
 

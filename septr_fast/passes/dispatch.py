@@ -93,11 +93,11 @@ def _runs(pass_name: str, grid: Tensor, weights: Folded, settings: Settings) -> 
         dim=dim,
         head_dim=head_dim,
         heads=attention.heads,
-        dropout=settings.dropout.drops,
+        dropout=settings.drops,
         along_padding=pass_name == "low_rank_pass" and lengths is not None and lengths.axis == settings.axis,
     )
     if choose(settings.backend, pass_name, grid.device, limit) == "torch":
-        return torch_operators if torch_operators.serve(grid.device, settings.dropout) else torch_passes
+        return torch_operators if torch_operators.serve(grid.device, settings) else torch_passes
     from septr_fast.passes.triton import passes as triton_passes
 
     return triton_passes

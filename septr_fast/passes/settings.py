@@ -31,3 +31,8 @@ class Settings:
     dtype: torch.dtype | None = None
     in_place: bool = False
     backend: str = "auto"
+
+    @property
+    def drops(self) -> bool:
+        """Whether anything is dropped. A compiler may see symbols in place of numbers, which it compares one by one."""
+        return self.dropout.attention > 0 or self.dropout.hidden > 0 or self.dropout.out > 0

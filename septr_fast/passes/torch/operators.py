@@ -14,18 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from septr_fast.algebra.folded import Direct, Dropout, Folded, LowRank, Merged, Mlp
+from septr_fast.algebra.folded import Direct, Folded, LowRank, Merged, Mlp
 from septr_fast.passes.lengths import Lengths
 from septr_fast.passes.observers import exports, transforms
 from septr_fast.passes.settings import Settings
 from septr_fast.passes.torch import passes as torch_passes
 
 
-def serve(device: torch.device, dropout: Dropout) -> bool:
+def serve(device: torch.device, settings: Settings) -> bool:
     """Whether a pass over tensors on `device` is compiled as one of these operators."""
     if not torch.compiler.is_compiling() or exports():
         return False
-    return device.type == "cpu" and not torch.is_grad_enabled() and not transforms() and not dropout.drops
+    return device.type == "cpu" and not torch.is_grad_enabled() and not transforms() and not settings.drops
 
 
 def axis_pass(

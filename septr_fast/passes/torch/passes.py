@@ -31,7 +31,7 @@ def axis_pass(
     grid: Tensor, cls_token: Tensor, pos_embedding: Tensor, weights: Folded, settings: Settings
 ) -> tuple[Tensor, Tensor]:
     """See `septr_fast.passes.dispatch.axis_pass`."""
-    if isinstance(weights.attention, Merged) and not settings.dropout.drops and settings.lengths is None:
+    if isinstance(weights.attention, Merged) and not settings.drops and settings.lengths is None:
         tensors = (grid, cls_token, pos_embedding, *merged_training.weights_of(weights.attention, weights.mlp))
         if merged_training.serves(*tensors) and grid.shape[0] and pos_embedding.shape[0] <= STREAMED_TOKENS:
             return _merged_training_pass(grid, cls_token, pos_embedding, weights, settings)
@@ -125,7 +125,7 @@ def _padding(valid: Tensor | None, rows: int, tokens: int) -> Tensor | None:
 
 def _sublayers(settings: Settings) -> Callable[..., Tensor]:
     """What calls the functions of a pass, so that they are computed again in the backward pass where that is set."""
-    return partial(_sublayer, recompute=settings.recompute, draws=settings.dropout.drops)
+    return partial(_sublayer, recompute=settings.recompute, draws=settings.drops)
 
 
 def _sublayer(
