@@ -78,6 +78,7 @@ def test_several_gradients_of_kernels(formulation: str | None, device: torch.dev
 @pytest.mark.parametrize("formulation", ["direct", None], ids=["direct", "planned"])
 def test_compiled_for_any_size(formulation: str | None, gradients: bool) -> None:
     """There a number may become a symbol, a probability of dropout too."""
+    torch._dynamo.reset()  # Compilations are counted for `forward` in all of a process.
     config = {**CONFIG, "depth": 1, "dropout_tr": 0.1}
     expected, model = pair(config, formulation=formulation)
     x = spectrograms(config, 2)
