@@ -249,6 +249,19 @@ class SepTr(reference.SepTr):
         for block, positions in zip(self.blocks, resized, strict=True):
             block.take_positions(positions)
 
+    def reset_classifier(self, num_classes: int) -> None:
+        """Take a new head for other classes, initialized as by the constructor; in place, as models of timm do.
+
+        Its Parameters are unknown to an optimizer that was built before; all others stay the same objects.
+
+        Args:
+            num_classes: number of classes, or 0 for the class token in place of logits.
+
+        Raises:
+            ValueError: for another number; nothing is changed then.
+        """
+        self.fc = reference.classifier(self.cls_token.shape[-1], num_classes).to(self.cls_token)
+
     def _enter(
         self, x: Tensor, lengths: Sequence[int] | Tensor | None, lengths_axis: str
     ) -> tuple[Tensor, Tensor, Lengths | None]:

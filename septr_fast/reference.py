@@ -48,6 +48,20 @@ def whole(value: object) -> int | None:
     return found if found >= 0 else None
 
 
+def check_classes(num_classes: int) -> int:
+    """`num_classes` as a Python int; raise `ValueError` unless it is positive, or 0 for features alone."""
+    classes = whole(num_classes)
+    if classes is None:
+        raise ValueError(f"num_classes: expected a positive int, or 0 for features, got {num_classes!r}")
+    return classes
+
+
+def classifier(dim: int, num_classes: int) -> nn.Module:
+    """The head of a model with tokens of `dim`; nothing for 0 classes."""
+    classes = check_classes(num_classes)
+    return nn.Linear(dim, classes) if classes else nn.Identity()
+
+
 def is_number(value: object) -> bool:
     """Whether `value` is a real number, of Python or NumPy."""
     return isinstance(value, Real)
@@ -230,9 +244,7 @@ class SepTr(nn.Module):
     ) -> None:
         super().__init__()
         depth, dim = check_sizes(depth=depth, dim=dim)
-        classes = whole(num_classes)
-        if classes is None:
-            raise ValueError(f"num_classes: expected a positive int, or 0 for features, got {num_classes!r}")
+        check_classes(num_classes)
         self.return_cls = return_cls
         self.transformer = nn.ModuleList(
             self.block_type(
@@ -250,7 +262,7 @@ class SepTr(nn.Module):
             for block in range(depth)
         )
         self.cls_token = nn.Parameter(torch.randn(1, 1, 1, dim))
-        self.fc = nn.Linear(dim, classes) if classes else nn.Identity()
+        self.fc = classifier(dim, num_classes)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Classify spectrograms `(batch, channels, height, width)`: logits `(batch, num_classes)`."""

@@ -21,12 +21,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from septr_fast import reference
+from septr_fast.adopt.description import constructor_arguments
 from septr_fast.audio import front_ends
 from septr_fast.audio.spectrogram import Spectrogram
 from septr_fast.model import SepTr, Size
@@ -61,31 +62,6 @@ class Bundle:
         return logits.sigmoid() if self.activation == "sigmoid" else logits.softmax(dim=-1)
 
 
-def constructor_arguments(model: reference.SepTr) -> dict[str, Any]:
-    """The arguments of `SepTr` that make a model of the function and the parameters of `model`.
-
-    `formulation` and `backend`, which say how it is computed, are left to whoever loads it.
-    """
-    first = cast(reference.SepTrBlock, model.transformer[0])
-    attention, mlp = (sublayer.fn for sublayer in first.transformer_h.sublayers)
-    layers = cast(reference.FeedForward, mlp).net
-    pool = first.pool.kernel_size if isinstance(first.pool, nn.AvgPool2d) else None
-    return {
-        "channels": first.channels,
-        "input_size": list(first.input_size),
-        "num_classes": model.fc.out_features if isinstance(model.fc, nn.Linear) else 0,
-        "depth": len(model.transformer),
-        "heads": attention.heads,
-        "mlp_dim": cast(nn.Linear, layers[0]).out_features,
-        "dim_head": attention.dim_head,
-        "down_sample_input": None if pool is None else list(cast(tuple[int, int], pool)),
-        "dim": first.dim,
-        "dropout_tr": cast(nn.Dropout, layers[2]).p,
-        "return_cls": model.return_cls,
-        "first_axis": first.first_axis,
-    }
-
-
 def save(
     path: str | os.PathLike[str],
     model: reference.SepTr,
@@ -105,7 +81,8 @@ def save(
 
     Raises:
         TypeError: for a model that is no `SepTr`.
-        ValueError: for classes, an activation or a front-end that do not fit the model, or a path without a folder.
+        ValueError: for classes, an activation or a front-end that do not fit the model, for a model that its arguments
+            cannot describe (see `constructor_arguments`), or a path without a folder.
         ImportError: where safetensors is missing.
     """
     safetensors = _safetensors()

@@ -13,8 +13,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from septr_fast import SepTr, SepTrBlock
-from septr_fast.adopt.checkpoints import constructor_arguments
 from septr_fast.algebra.fold import fold
+from septr_fast.checkpoints import constructor_arguments
 from septr_fast.passes import dispatch
 from septr_fast.passes.settings import Settings
 
