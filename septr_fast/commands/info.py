@@ -26,8 +26,7 @@ def taken(pass_name: str, device: torch.device) -> tuple[str, str]:
     reason = backend.why_not_triton(pass_name, device)
     if device.type == "cuda":
         return ("triton", "Triton can run here") if reason is None else ("torch", reason)
-    asked = 'backend="triton" would run in Triton\'s interpreter' if reason is None else reason
-    return "torch", f'"auto" takes Triton on CUDA devices alone; {asked}'
+    return "torch", '"auto" takes Triton on CUDA devices alone' + ("" if reason is None else f"; {reason}")
 
 
 def table(device: torch.device) -> str:
@@ -51,8 +50,9 @@ def table(device: torch.device) -> str:
 def text() -> str:
     """All of it, to read."""
     lines = [f"{name:10} {version or 'none'}" for name, version in backend.versions().items()]
-    if backend.interprets():
-        lines.append("TRITON_INTERPRET=1: Triton kernels run in the interpreter")
+    if backend.is_to_interpret():
+        runs = "Triton kernels run in the interpreter" if backend.interprets() else "no Triton kernel runs: unset it"
+        lines.append(f"TRITON_INTERPRET=1: {runs}")
     for device in backend.devices():
         capability = backend.capability(device)
         arch = platform.machine() if capability is None else f"sm_{capability}"

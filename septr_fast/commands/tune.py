@@ -35,20 +35,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--most", type=int, default=1000, help="candidates of a kernel")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="kernels compiled at a time")
-    parser.add_argument("--interpret", action="store_true", help="rehearse under TRITON_INTERPRET=1; times say nothing")
 
 
-def run(device: str, interpret: bool, out: Path | None, **options: Any) -> int:
+def run(device: str, out: Path | None, **options: Any) -> int:
     """Tune, write the table and return the exit status: 2 where nothing can be measured.
 
     Args:
         device: a name that PyTorch knows.
-        interpret: whether Triton's interpreter may run the kernels.
         out: the file to write; None for that which the library reads.
         options: those of `tune`.
     """
-    chosen = torch.device("cpu") if interpret else torch.device(device)
-    reason = why_not(chosen, interpret)
+    chosen = torch.device(device)
+    reason = why_not(chosen)
     if reason is not None:
         sys.stderr.write(f"septr-fast tune: {reason}\n")
         return 2

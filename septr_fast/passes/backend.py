@@ -10,6 +10,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -33,9 +34,15 @@ def check_name(backend: str) -> str:
     return backend
 
 
-def interprets() -> bool:
-    """Whether Triton kernels run under Triton's interpreter, on any device."""
+def is_to_interpret() -> bool:
+    """Whether Triton's interpreter is asked for, in place of its compiler."""
     return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def interprets() -> bool:
+    """Whether Triton kernels run under Triton's interpreter, on any device: where it is mended, as for the tests."""
+    interpreter = sys.modules.get("triton.runtime.interpreter")
+    return is_to_interpret() and hasattr(getattr(interpreter, "InterpreterBuilder", None), "is_mended")
 
 
 def cache_folder() -> Path:
@@ -105,8 +112,12 @@ def why_not_triton(pass_name: str, device: torch.device) -> str | None:
         return missing
     if interprets() or device.type == "meta":
         return None
+    if is_to_interpret():
+        return (
+            "TRITON_INTERPRET=1 is set, and Triton's own interpreter is no GPU: it fails, or rounds otherwise; unset it"
+        )
     if device.type != "cuda":
-        return f"Triton kernels need a CUDA device or TRITON_INTERPRET=1, got {device}"
+        return f"Triton kernels need a CUDA device, got {device}"
     if torch.version.cuda is None or not torch.cuda.is_available():
         return "Triton kernels need an NVIDIA GPU and its driver"
     capability = torch.cuda.get_device_capability(device)

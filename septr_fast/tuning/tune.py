@@ -26,12 +26,10 @@ LARGE = 8
 """How many times the samples of other workloads the size of a chunk is measured on."""
 
 
-def why_not(device: torch.device, interpret: bool) -> str | None:
+def why_not(device: torch.device) -> str | None:
     """What keeps configurations from being measured on `device`; None if nothing does."""
-    if interpret:
-        return None if backend.interprets() else "--interpret needs TRITON_INTERPRET=1"
-    if backend.interprets():
-        return "TRITON_INTERPRET=1 is set: times would be the interpreter's; unset it, or rehearse with --interpret"
+    if backend.is_to_interpret():
+        return "TRITON_INTERPRET=1 is set: times would be those of Triton's interpreter; unset it"
     if device.type != "cuda":
         return f"configurations are measured on a CUDA device, not on {device}"
     return backend.why_not_triton("axis_pass", device)

@@ -34,9 +34,14 @@ def test_triton_gives_its_reason() -> None:
         "except RuntimeError as error: print(error)"
     )
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    run = subprocess.run([sys.executable, "-c", program], check=True, env=environment, capture_output=True, text=True)
-    assert run.stdout == (
-        'backend="triton" cannot run here: Triton kernels need a CUDA device or TRITON_INTERPRET=1, got cpu\n'
+
+    def said(**more: str) -> str:
+        command = [sys.executable, "-c", program]
+        return subprocess.run(command, check=True, env={**environment, **more}, capture_output=True, text=True).stdout
+
+    assert said() == 'backend="triton" cannot run here: Triton kernels need a CUDA device, got cpu\n'
+    assert said(TRITON_INTERPRET="1").startswith(
+        'backend="triton" cannot run here: TRITON_INTERPRET=1 is set, and Triton\'s own interpreter is no GPU'
     )
 
 

@@ -177,18 +177,16 @@ def test_exact_results_are_those_of_the_pass(workload: Workload) -> None:
         assert relative_error(value, exact[name]) < 1e-4, name
 
 
-def test_a_rehearsal_is_marked_and_refused(
-    device: torch.device, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_rehearsal_is_marked_and_refused(device: torch.device, tmp_path: Path) -> None:
     if device.type == "cuda":
         pytest.skip("the interpreter runs on a CPU alone")
     file = tmp_path / "tuned.json"
-    sizes = ["--dtype", "float32", "--head-dim", "16", "--length", "2", "--heads", "1", "--batch", "1"]
-    command = ["tune", "--interpret", "--kernel", "class_key_bwd", *sizes, "--most", "1", "--out", str(file)]
-    assert main(command) == 0
-    captured = capsys.readouterr()
-    assert "class_key_bwd, 4 bytes, 16 features" in captured.out
-    assert "class_key_bwd: 8 warps, 1 stages: " in captured.err
+    sizes: dict[str, Any] = {"dtypes": ("float32",), "head_dims": (16,), "lengths": (2,), "heads": 1, "batch": 1}
+    said: list[str] = []
+    found, about = tune.tune(device, kernels=("class_key_bwd",), most=1, report=said.append, **sizes)
+    tune.store(file, found, about)
+    assert "class_key_bwd, 4 bytes, 16 features" in tune.summary(found, about)
+    assert "class_key_bwd: 8 warps, 1 stages: " in "\n".join(said)
     content = json.loads(file.read_text())
     assert content["interpreted"] is True
     assert [row["kernel"] for row in [*content["rows"], *content["as_shipped"]]] == ["class_key_bwd"]
@@ -199,8 +197,7 @@ def test_a_rehearsal_is_marked_and_refused(
 @pytest.mark.parametrize(
     ("interpret", "options", "reason"),
     [
-        ("1", [], "rehearse with --interpret"),
-        ("0", ["--interpret"], "--interpret needs TRITON_INTERPRET=1"),
+        ("1", [], "TRITON_INTERPRET=1 is set"),
         ("0", ["--device", "cpu"], "measured on a CUDA device, not on cpu"),
     ],
 )
@@ -219,4 +216,4 @@ def test_tuning_says_why_it_cannot(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_tuning_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    assert tune.why_not(torch.device("cuda"), interpret=False) == "Triton kernels need an NVIDIA GPU and its driver"
+    assert tune.why_not(torch.device("cuda")) == "Triton kernels need an NVIDIA GPU and its driver"
