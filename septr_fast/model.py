@@ -134,7 +134,7 @@ class SepTr(reference.SepTr):
         return reasons
 
     def forward(
-        self, x: Tensor, lengths: Sequence[int] | Tensor | None = None, *, lengths_axis: str = "width"
+        self, x: Tensor, lengths: Sequence[int] | Tensor | None = None, lengths_axis: str = "width"
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Classify spectrograms.
 
@@ -164,7 +164,7 @@ class SepTr(reference.SepTr):
         return (logits, cls_token) if self.return_cls else logits
 
     def forward_features(
-        self, x: Tensor, lengths: Sequence[int] | Tensor | None = None, *, lengths_axis: str = "width"
+        self, x: Tensor, lengths: Sequence[int] | Tensor | None = None, lengths_axis: str = "width"
     ) -> list[Features]:
         """Token grid and class token after every block, as the blocks of the original return them; differentiable.
 

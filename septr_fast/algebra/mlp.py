@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import cast
 
-import torch
 from torch import nn
 
 from septr_fast.algebra.folded import Mlp, accumulation_dtype
@@ -22,7 +21,7 @@ def fold_mlp(transformer: Transformer) -> Mlp:
     return Mlp(
         eps=norm.eps,
         hidden_weight=weight * norm.weight.to(dtype),
-        hidden_bias=torch.addmv(hidden.bias.to(dtype), weight, norm.bias.to(dtype)),
+        hidden_bias=nn.functional.linear(norm.bias.to(dtype), weight, hidden.bias.to(dtype)),
         out_weight=weight_of(out).to(dtype),
         out_bias=out.bias.to(dtype),
     )

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
@@ -176,7 +175,7 @@ def folded_out_bias(weights: AttentionWeights) -> Tensor:
     value_bias = weights.value @ weights.beta
     if weights.out_weight is None or weights.out_bias is None:
         return value_bias
-    return torch.addmv(weights.out_bias, weights.out_weight, value_bias)
+    return nn.functional.linear(value_bias, weights.out_weight, weights.out_bias)
 
 
 def read_dropout(transformer: Transformer) -> Dropout:

@@ -12,7 +12,7 @@ from septr_fast.passes.torch.linear import linear
 
 def normalize(x: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """Zero mean and unit variance over the last dimension, without the affine part, in `dtype`."""
-    return F.layer_norm(x, x.shape[-1:], eps=eps).to(dtype)
+    return F.layer_norm(x, (int(x.shape[-1]),), eps=eps).to(dtype)
 
 
 def mlp_branch(x: Tensor, weights: Mlp, dropout: Dropout) -> Tensor:
