@@ -5,7 +5,7 @@ from setuptools import find_packages, setup
 audio = ["soundfile>=0.12", "soxr>=0.3.7"]
 predict = [*audio, "safetensors>=0.4"]
 report = ["matplotlib>=3.8"]
-train = [*predict, *report, "accelerate>=1.10", "tqdm>=4.66"]
+train = [*predict, *report, "accelerate>=1.10", "scikit-learn>=1.3", "tqdm>=4.66"]
 hub = ["huggingface_hub>=0.26", "safetensors>=0.4.3"]
 onnx = ["onnx>=1.17", "onnxscript>=0.5"]
 benchmark = [

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
@@ -109,10 +110,18 @@ def _train(options: Options, accelerator: Accelerator) -> int:
     content = results.write(run, prepared)
     for name, model in content["models"].items():
         test = model["test"]
-        shown = "no test split" if test is None else f"test accuracy {test['accuracy']:.1%} of {test['clips']} clips"
-        _logger.info("%s: %s, best epoch %d", name, shown, model["best_epoch"])
+        _logger.info("%s: %s, best epoch %d", name, _shown(test), model["best_epoch"])
     if content["comparison"] is not None:
         _logger.info(
             "the reference's step over that of septr: %s", json.dumps(content["comparison"]["reference_over_septr"])
         )
     return 0
+
+
+def _shown(test: dict[str, Any] | None) -> str:
+    """The result of a test, on one line."""
+    if test is None:
+        return "no test split"
+    accuracy = f"test accuracy {test['accuracy']:.1%} of {test['clips']} clips"
+    precision = test["mean_average_precision"]
+    return accuracy if precision is None else f"test mean average precision {precision:.3f}, {accuracy}"

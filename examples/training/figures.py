@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _PANELS = {
     "loss": "loss",
     "accuracy": "accuracy",
+    "mean_average_precision": "mean average precision",
     "learning_rate": "learning rate",
     "samples_per_second": "samples per second",
 }
@@ -36,9 +37,9 @@ def curves(history: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw loss, accuracy, learning rate and samples per second over the epochs, those of them that there are.
 
     Args:
-        history: one mapping an epoch. Numbers under a name that ends in "loss", "accuracy", "learning_rate" or
-            "samples_per_second" are drawn, what stands before that names the curve; "epoch" is where, by default 1,
-            2, 3...; None and what is not finite are gaps.
+        history: one mapping an epoch. Numbers under a name that ends in "loss", "accuracy", "mean_average_precision",
+            "learning_rate" or "samples_per_second" are drawn, what stands before that names the curve; "epoch" is
+            where, by default 1, 2, 3...; None and what is not finite are gaps.
         path: the PNG file.
 
     Raises:
@@ -100,6 +101,35 @@ def confusion(matrix: ArrayLike, classes: Sequence[str], path: Path) -> None:
         f"{np.trace(counts) / counts.sum():.1%} of {int(counts.sum())} clips right" if counts.sum() else "no clips"
     )
     axes.set_title(accuracy, color=_INK, fontsize=11)
+    figure.savefig(path, format="png")
+
+
+def average_precision(values: Sequence[float | None], classes: Sequence[str], path: Path) -> None:
+    """Draw the average precision of each class, the best on top.
+
+    Args:
+        values: one for each class, from 0 to 1; None for a class without clips, which is left out.
+        classes: their names.
+        path: the PNG file.
+
+    Raises:
+        ValueError: for values of another number, or no class with clips.
+        ImportError: where matplotlib is missing.
+    """
+    from matplotlib.figure import Figure
+
+    found = [(value, shown(name)) for value, name in zip(values, classes, strict=True) if value is not None]
+    if not found:
+        raise ValueError("values: expected a class with clips, got none")
+    found.sort()
+    figure = Figure(figsize=(6.5, 1.4 + _INCHES_PER_CLASS * len(found)), dpi=_DOTS_PER_INCH, layout="constrained")
+    axes = figure.add_subplot()
+    axes.barh(range(len(found)), [value for value, _ in found], color=_COLOURS[0])
+    axes.set_yticks(range(len(found)), [name for _, name in found], fontsize=9, parse_math=False)
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("average precision")
+    mean = sum(value for value, _ in found) / len(found)
+    axes.set_title(f"mean average precision {mean:.3f} of {len(found)} classes", color=_INK, fontsize=11)
     figure.savefig(path, format="png")
 
 

@@ -12,17 +12,19 @@ from accelerate import Accelerator
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.utils.data import DataLoader
 
-from septr_fast import LogMel, progress
+from septr_fast import progress
 from septr_fast.adopt import checkpoints
+from septr_fast.audio import front_ends
 from training import state
 from training.data.augmentation import apply_masks
 from training.data.batches import TrainingBatches, derived_seed
 from training.data.preparation import Preparation
 from training.data.samples import Sample, Samples
 from training.evaluate import Evaluation, evaluate
-from training.learner import Learner, Share, build
+from training.learning.learner import Learner, Share, build
+from training.learning.objective import Objective
+from training.learning.schedule import learning_rate
 from training.options import Options
-from training.schedule import learning_rate
 from training.stopping import Stop, leave_signals_to_the_main_process
 
 _STEPS_PER_REPORT = 10
@@ -44,8 +46,9 @@ class Run:
 
     def __init__(self, options: Options, preparation: Preparation, accelerator: Accelerator) -> None:
         self.options, self.accelerator = options, accelerator
-        self.classes = preparation.data.classes
-        self.front_end: LogMel = preparation.front_end(options).to(accelerator.device)
+        self.classes, self.arguments = preparation.data.classes, preparation.model
+        self.objective = Objective(preparation.activation, options.label_smoothing)
+        self.front_end = front_ends.build(preparation.front_end).to(accelerator.device)
         self.samples = {
             split: Samples(
                 clips,
@@ -69,7 +72,9 @@ class Run:
             persistent_workers=options.workers > 0,
             pin_memory=accelerator.device.type == "cuda",
         )
-        self.learners = [Learner(name, options, len(self.classes), accelerator) for name in options.models]
+        self.learners = [
+            Learner(name, options, self.arguments, self.classes, self.objective, accelerator) for name in options.models
+        ]
         self.progress = state.load(options.out, self.learners, accelerator)
         self._began = time.perf_counter() - self.progress.seconds
 
@@ -101,7 +106,7 @@ class Run:
         if "test" not in self.samples:
             return None
         best = checkpoints.load(self.options.out / f"{learner.name}.safetensors")
-        model = build(learner.name, self.options, len(self.classes))
+        model = build(learner.name, self.arguments, self.options.seed)
         model.load_state_dict(best.model.state_dict())
         model.to(self.accelerator.device).eval()
 
@@ -173,6 +178,8 @@ class Run:
                 if "validation" in self.samples:
                     found = self._evaluation("validation", learner.logits)
                     entry |= {"validation_loss": found.loss, "validation_accuracy": found.accuracy}
+                    if found.mean_average_precision is not None:
+                        entry["validation_mean_average_precision"] = found.mean_average_precision
                 self._keep_best(learner, entry)
             learner.sums.zero_()
             shown = ", ".join(f"{name} {value:.4g}" for name, value in entry.items() if name != "epoch")
@@ -211,10 +218,10 @@ class Run:
         # Sharded weights are put together, which takes all processes.
         weights = get_model_state_dict(learner.module, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
         if self.accelerator.is_main_process:
-            model = build(learner.name, self.options, len(self.classes))
+            model = build(learner.name, self.arguments, self.options.seed)
             model.load_state_dict(weights)
             path = self.options.out / f"{learner.name}.safetensors"
-            checkpoints.save(path, model, self.classes, self.front_end.settings)
+            checkpoints.save(path, model, self.classes, self.front_end.settings, self.objective.activation)
 
     def _evaluation(self, split: str, logits_of: Any) -> Evaluation:
         return evaluate(
@@ -222,6 +229,7 @@ class Run:
             self.samples[split],
             self.front_end,
             self.accelerator,
+            Objective(self.objective.activation),
             batch=self.options.batch,
             workers=self.options.workers,
         )
@@ -256,5 +264,7 @@ def _shown(learners: Sequence[Learner]) -> dict[str, str]:
 
 
 def _merit(entry: dict[str, Any]) -> float:
-    """What makes an epoch better than another: a lower loss in validation; without, that it is later."""
+    """What makes an epoch better: average precision or a lower loss in validation; without, that it is later."""
+    if "validation_mean_average_precision" in entry:
+        return float(entry["validation_mean_average_precision"])
     return -entry["validation_loss"] if "validation_loss" in entry else float(entry["epoch"])

@@ -13,6 +13,8 @@ from typing import Any
 from training.data import spoken
 from training.data.augmentation import Augmentation
 from training.data.data_sets import LAYOUTS
+from training.learning import start
+from training.learning.objective import ACTIVATIONS
 
 MODELS = ("septr", "reference")
 
@@ -44,6 +46,9 @@ class Options:
         "data", None, "folder of a data set; without it, words are spoken by eSpeak NG", parse=Path
     )
     layout: str = _option("data", "auto", "how that folder is laid out", choices=LAYOUTS)
+    labels: Path | None = _option(
+        "data", None, "CSV with the columns file and labels, any number for each file of the folder", parse=Path
+    )
     fold: int = _option("data", 1, "fold of ESC-50 that is tested on", parse=int)
     speech: Path = _option("data", Path("examples/out/words"), "folder where spoken words are kept", parse=Path)
     words: tuple[str, ...] = _option("data", spoken.WORDS, "words to be spoken", count="+")
@@ -57,6 +62,15 @@ class Options:
     mels: int = _option("front-end", 64, "mel filters: the height of a spectrogram", parse=int)
     frames: int = _option("front-end", 64, "frames: the width of a spectrogram", parse=int)
 
+    from_: Path | None = _option(
+        "start",
+        None,
+        "weights to start from: a checkpoint of this package, a folder of the Hub, or a state dict as a .pt or "
+        ".safetensors; model and front-end are then what it says of them",
+        parse=Path,
+    )
+    freeze: bool = _option("start", False, "train the head alone, all else stays as it was loaded")
+
     model: str = _option("model", "septr", "the model: this package's or the plain reference", choices=MODELS)
     compare: bool = _option("model", False, "train both models from the same start, each step of one after the other's")
     depth: int = _option("model", 2, "blocks", parse=int)
@@ -67,6 +81,13 @@ class Options:
     pool: tuple[int, int] = _option("model", (4, 4), "average pooling in front: mels, frames", parse=int, count=2)
     dropout: float = _option("model", 0.0, "probability of dropout in the transformers", parse=float)
 
+    activation: str = _option(
+        "training",
+        "auto",
+        "from logits to probabilities: softmax for one class of a clip, sigmoid for any number; auto takes what fits "
+        "the labels",
+        choices=("auto", *ACTIVATIONS),
+    )
     epochs: int = _option("training", 10, "most epochs", parse=int)
     batch: int = _option("training", 16, "clips of one step, over all processes", parse=int)
     accumulate: int = _option("training", 1, "pieces that a process cuts its share of a batch into", parse=int)
@@ -119,6 +140,12 @@ class Options:
         _check("frames", self.frames, self.frames <= frames_in_samples, f"at most one per sample, {frames_in_samples}")
         if self.grad_checkpointing and "reference" in self.models:
             raise ValueError("grad_checkpointing: expected model septr alone, got the reference, which cannot do it")
+        if self.labels is not None and self.layout != "auto":
+            raise ValueError(f"layout: expected none beside a table of labels, got {self.layout!r}")
+        if self.labels is not None and self.data is None:
+            raise ValueError("data: expected the folder of the files that the table of labels names")
+        if self.freeze and self.from_ is None:
+            raise ValueError("freeze: expected weights to start from, --from, got none")
         for name in ("pool", "noise_db"):
             _check(name, getattr(self, name), len(getattr(self, name)) == 2, "two numbers")
 
@@ -166,8 +193,15 @@ class Options:
         return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
 
 
-def parse(arguments: Sequence[str] | None = None) -> Options:
-    """Read the command line; None for that of the process. Faults end the process with a message."""
+def parse(
+    arguments: Sequence[str] | None = None, completed: Callable[[dict[str, Any]], dict[str, Any]] = start.completed
+) -> Options:
+    """Read the command line. Faults end the process with a message.
+
+    Args:
+        arguments: None for those of the process.
+        completed: adds what the weights to start from decide to the options that were given, where there are any.
+    """
     parser = argparse.ArgumentParser(
         prog="train.py",
         description="Train SepTr on a folder of audio. Stopped at any moment, the same command goes on.",
@@ -177,17 +211,22 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     for field in dataclasses.fields(Options):
         about = field.metadata
         group = groups.setdefault(about["group"], parser.add_argument_group(about["group"]))
-        settings: dict[str, Any] = {"default": field.default, "help": about["help"].replace("%", "%%")}
+        settings: dict[str, Any] = {
+            "dest": field.name,
+            "default": field.default,
+            "help": about["help"].replace("%", "%%"),
+        }
         if isinstance(field.default, bool):
             settings["action"] = "store_true"
         else:
             settings |= {"type": about["parse"], "choices": about["choices"], "nargs": about["count"]}
-        group.add_argument(f"--{field.name.replace('_', '-')}", **settings)
-    values = vars(parser.parse_args(arguments))
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        group.add_argument(f"--{field.name.strip('_').replace('_', '-')}", **settings)
+    absent = argparse.Namespace(**{field.name: None for field in dataclasses.fields(Options)})
+    values = {name: value for name, value in vars(parser.parse_args(arguments, absent)).items() if value is not None}
+    given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     try:
-        return Options(**values)
-    except ValueError as error:
+        return Options(**given) if given.get("from_") is None else Options(**completed(given))
+    except (ValueError, OSError, ImportError) as error:
         parser.error(str(error))
 
 

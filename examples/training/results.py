@@ -31,6 +31,7 @@ def write(run: Run, preparation: Preparation) -> dict[str, Any]:
     content = {
         "options": run.options.as_json(),
         "classes": list(run.classes),
+        "activation": run.objective.activation,
         "data": {
             "name": preparation.data.name,
             "clips": {split: len(clips) for split, clips in preparation.data.splits.items()},
@@ -112,6 +113,9 @@ def _draw(run: Run, models: dict[str, Any]) -> None:
     ]
     figures.curves(rows, run.options.out / "curves.png")
     for name, model in models.items():
-        if model["test"] is not None:
-            file = "confusion.png" if len(models) == 1 else f"confusion-{name}.png"
-            figures.confusion(model["test"]["confusion"], run.classes, run.options.out / file)
+        test, suffix = model["test"], ".png" if len(models) == 1 else f"-{name}.png"
+        if test is not None and test["confusion"] is not None:
+            figures.confusion(test["confusion"], run.classes, run.options.out / f"confusion{suffix}")
+        elif test is not None:
+            file = run.options.out / f"average-precision{suffix}"
+            figures.average_precision(test["average_precision"], run.classes, file)

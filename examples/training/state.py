@@ -23,7 +23,7 @@ from accelerate import Accelerator
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
-from training.learner import Learner
+from training.learning.learner import Learner
 
 _NAME = re.compile(r"state-(\d{6})-(\d{8})")
 _UNFINISHED = "state-unfinished"

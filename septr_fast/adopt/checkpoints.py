@@ -35,7 +35,7 @@ from septr_fast.model import SepTr, Size
 VERSION = 1
 VERSION_WITH_ACTIVATION = 2
 ACTIVATIONS = ("softmax", "sigmoid")
-_ENTRY = "septr_fast"
+ENTRY = "septr_fast"
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _SHOWN = 3
 """Most keys of a kind that an error lists."""
@@ -101,7 +101,7 @@ def save(
     target = Path(path)
     if not target.parent.is_dir():
         raise ValueError(f"path: expected a file in an existing folder, got {target}")
-    _replace(target, safetensors.save(state, metadata={"format": "pt", _ENTRY: json.dumps(about)}))
+    _replace(target, safetensors.save(state, metadata={"format": "pt", ENTRY: json.dumps(about)}))
 
 
 def load(path: str | os.PathLike[str], device: str | torch.device = "cpu", *, input_size: Size | None = None) -> Bundle:
@@ -121,7 +121,7 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu", *, in
         ImportError: where safetensors is missing.
     """
     file = Path(path)
-    metadata, state = _read(file)
+    metadata, state = contents(file)
     try:
         bundle = _assemble(_about(metadata), state)
     except ValueError as error:
@@ -158,8 +158,14 @@ def _resized(bundle: Bundle, input_size: tuple[int, int]) -> Bundle:
     return replace(bundle, front_end=front_end)
 
 
-def _read(file: Path) -> tuple[Mapping[str, str], dict[str, Tensor]]:
-    """Metadata and tensors of a safetensors file."""
+def contents(file: Path) -> tuple[Mapping[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a safetensors file; that of a checkpoint has the entry `ENTRY`.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: for a file that is no safetensors file.
+        ImportError: where safetensors is missing.
+    """
     _safetensors()
     from safetensors import SafetensorError, safe_open
 
@@ -176,12 +182,12 @@ def _read(file: Path) -> tuple[Mapping[str, str], dict[str, Tensor]]:
 
 def _about(metadata: Mapping[str, str]) -> dict[str, Any]:
     """The description in the metadata, checked for its entries and their kinds."""
-    if _ENTRY not in metadata:
-        raise ValueError(f"it has no entry {_ENTRY!r} in its metadata")
+    if ENTRY not in metadata:
+        raise ValueError(f"it has no entry {ENTRY!r} in its metadata")
     try:
-        about = json.loads(metadata[_ENTRY])
+        about = json.loads(metadata[ENTRY])
     except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"its entry {_ENTRY!r} is not JSON: {error}") from error
+        raise ValueError(f"its entry {ENTRY!r} is not JSON: {error}") from error
     version = about.get("version") if isinstance(about, dict) else None
     if version not in (VERSION, VERSION_WITH_ACTIVATION):
         raise ValueError(f"version: expected {VERSION} or {VERSION_WITH_ACTIVATION}, got {version!r}")

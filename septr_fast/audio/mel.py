@@ -54,7 +54,7 @@ def mel_edges(mels: int, rate: int, low: float = 0.0, high: float | None = None,
         scale: "slaney" or "htk".
     """
     first, last = (hertz_to_mel(hertz, scale) for hertz in (low, rate / 2 if high is None else high))
-    return mel_to_hertz(torch.linspace(first, last, mels + 2, dtype=torch.float64), scale)
+    return mel_to_hertz(torch.linspace(first, last, mels + 2, dtype=torch.float64, device="cpu"), scale)
 
 
 def mel_filters(

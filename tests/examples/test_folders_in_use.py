@@ -14,7 +14,7 @@ pytest.importorskip("tqdm")
 from support.data_folders import names, write_wav
 
 from training.data.data_sets import SPLITS, DataSet, find, summary
-from training.data.wav_header import missing_bytes
+from training.data.scan import missing_bytes
 
 VEHICLES = ("train", "bus", "car")
 
@@ -27,7 +27,7 @@ def clips(folder: Path, *names: str) -> Path:
 
 def counted(data: DataSet) -> dict[str, Counter[str]]:
     """Clips of each split by class."""
-    return {split: Counter(data.classes[clip.label] for clip in found) for split, found in data.splits.items()}
+    return {split: Counter(data.classes[clip.labels[0]] for clip in found) for split, found in data.splits.items()}
 
 
 @pytest.mark.parametrize("layout", ["auto", "folders"])

@@ -54,7 +54,7 @@ def waveforms() -> list[Tensor]:
 @pytest.fixture
 def clips(waveforms: list[Tensor], tmp_path: Path) -> list[Clip]:
     """The files of `waveforms`, in three classes."""
-    return [Clip(write(tmp_path / f"{i}.wav", waveform), i % 3) for i, waveform in enumerate(waveforms)]
+    return [Clip(write(tmp_path / f"{i}.wav", waveform), (i % 3,)) for i, waveform in enumerate(waveforms)]
 
 
 def samples(clips: list[Clip], augmentation: Augmentation | None = None, seed: int = 0) -> Samples:
@@ -148,7 +148,7 @@ def test_training_crops_anywhere_within_the_clip(clips: list[Clip], waveforms: l
 def test_a_clip_is_resampled_to_the_rate(tmp_path: Path) -> None:
     times = np.arange(2 * SAMPLES) / (2 * RATE)
     soundfile.write(tmp_path / "tone.wav", np.sin(2 * math.pi * 500 * times), 2 * RATE, subtype="FLOAT")
-    found = samples([Clip(tmp_path / "tone.wav", 0)])[0]["waveform"]
+    found = samples([Clip(tmp_path / "tone.wav", (0,))])[0]["waveform"]
     expected = torch.sin(2 * math.pi * 500 * torch.arange(SAMPLES, dtype=torch.float64) / RATE).float()
     torch.testing.assert_close(found[100:300], expected[100:300], atol=2e-3, rtol=0)
 
@@ -157,7 +157,7 @@ def test_a_clip_is_resampled_to_the_rate(tmp_path: Path) -> None:
 def test_the_time_shift_moves_by_up_to_what_it_says(time_shift: float, most: int, tmp_path: Path) -> None:
     pulse = torch.zeros(SAMPLES)
     pulse[200] = 1.0
-    data = samples([Clip(write(tmp_path / "pulse.wav", pulse), 0)], Augmentation(time_shift=time_shift))
+    data = samples([Clip(write(tmp_path / "pulse.wav", pulse), (0,))], Augmentation(time_shift=time_shift))
     offsets = []
     for epoch in range(300):
         data.set_epoch(epoch)
@@ -170,7 +170,7 @@ def test_the_time_shift_moves_by_up_to_what_it_says(time_shift: float, most: int
 
 def test_a_mix_is_that_of_two_clips_and_of_their_targets(tmp_path: Path) -> None:
     shapes = torch.eye(3).repeat_interleave(SAMPLES // 4, dim=1)[:, :SAMPLES]
-    clips = [Clip(write(tmp_path / f"{i}.wav", 0.5 * shape), i) for i, shape in enumerate(shapes)]
+    clips = [Clip(write(tmp_path / f"{i}.wav", 0.5 * shape), (i,)) for i, shape in enumerate(shapes)]
     data = samples(clips, Augmentation(mixup=0.5))
     mixed = 0
     for epoch in range(100):
@@ -219,7 +219,7 @@ def test_a_clip_that_is_gone_is_silence_without_weight_and_named_once(
 
 def test_a_mix_with_a_clip_that_is_gone_is_the_clip_alone(tmp_path: Path) -> None:
     tone = torch.full((SAMPLES,), 0.5)
-    clips = [Clip(write(tmp_path / "here.wav", tone), 0), Clip(tmp_path / "gone.wav", 1)]
+    clips = [Clip(write(tmp_path / "here.wav", tone), (0,)), Clip(tmp_path / "gone.wav", (1,))]
     data = samples(clips, Augmentation(mixup=0.5))
     for epoch in range(10):
         data.set_epoch(epoch)
@@ -250,7 +250,7 @@ def test_clips_that_a_worker_could_not_read_are_counted_here(clips: list[Clip]) 
 )
 def test_arguments_out_of_range_raise(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}"):
-        Samples([Clip(Path("x.wav"), 2)], **{"classes": 3, "rate": RATE, "seconds": 1.0, **options})
+        Samples([Clip(Path("x.wav"), (2,))], **{"classes": 3, "rate": RATE, "seconds": 1.0, **options})
 
 
 @pytest.mark.parametrize("index", [-1, 6])

@@ -17,7 +17,7 @@ from support.data_folders import RATE, class_folders, esc50, names, write_wav
 
 from training.data import scan, spoken
 from training.data.data_sets import SPLITS, find
-from training.data.wav_header import missing_bytes
+from training.data.scan import missing_bytes
 
 
 @pytest.fixture
@@ -173,7 +173,7 @@ def test_spoken_words_are_made_once_and_the_voices_of_a_split_stay_there(
     for split, clips in data.splits.items():
         speakers = {clip.path.name.split("_")[1].removesuffix(".wav") for clip in clips}
         assert speakers == {voice.split("+")[1] for voice in voices[split]}
-        assert all(clip.path.parent.name == data.classes[clip.label] for clip in clips)
+        assert all(clip.path.parent.name == data.classes[clip.labels[0]] for clip in clips)
     missing = data.splits["test"][0].path
     missing.unlink()
     (tmp_path / "train" / "other").mkdir()

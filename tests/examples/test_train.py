@@ -26,8 +26,8 @@ from septr_fast.__main__ import main as septr_fast_command
 from septr_fast.adopt import checkpoints
 from training import options, stopping
 from training.data.batches import EvaluationBatches, TrainingBatches
-from training.ema import Average
-from training.schedule import learning_rate
+from training.learning.ema import Average
+from training.learning.schedule import learning_rate
 
 
 @pytest.fixture(scope="module")

@@ -74,7 +74,8 @@ def test_two_processes_have_the_gradients_of_one(parallel: str, tmp_path: Path) 
 def write_gradients(parallel: str, path: Path) -> int:
     """Write every gradient of one batch, of which this process has its share."""
     from training.command import start_processes
-    from training.learner import Learner, Share
+    from training.learning.learner import Learner, Share
+    from training.learning.objective import Objective
     from training.options import parse
 
     command = arguments(Path("unread"), path, "--parallel", parallel, "--accumulate", 2, *STILL)
@@ -82,7 +83,9 @@ def write_gradients(parallel: str, path: Path) -> int:
     accelerator = start_processes(options)
     for dtype in (torch.float32, torch.float64):
         torch.set_default_dtype(dtype)
-        learner = Learner("septr", options, 3, accelerator)
+        learner = Learner(
+            "septr", options, options.model_arguments(3), ("a", "b", "c"), Objective("softmax"), accelerator
+        )
         assert learner.is_sharded == (parallel == "fsdp2" and accelerator.num_processes == 2)
         generator = torch.Generator().manual_seed(0)
         spectrograms = torch.randn(8, 1, 8, 8, generator=generator)

@@ -29,7 +29,7 @@ README_LINES, README_BYTES = 160, 10_240
 PAGE_LINES = 250
 GENERATED_LINES = 120
 
-NOT_RUN = {"docs/ecosystem.md": ["tests/network/test_onnx.py exports to ONNX"]}
+NOT_RUN = {"docs/ecosystem.md": ["tests/adopt/test_onnx.py exports to ONNX"]}
 """Pages with blocks of Python that are not run here, and the reasons that stand before them."""
 
 

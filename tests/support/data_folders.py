@@ -26,7 +26,7 @@ def write_wav(path: Path, samples: int = 80) -> Path:
 
 def names(data: DataSet, split: str, folder: Path) -> dict[str, str]:
     """The class of each clip of a split by its path below `folder`."""
-    return {clip.path.relative_to(folder).as_posix(): data.classes[clip.label] for clip in data.splits[split]}
+    return {clip.path.relative_to(folder).as_posix(): data.classes[clip.labels[0]] for clip in data.splits[split]}
 
 
 def speech_commands(folder: Path) -> Path:

@@ -37,7 +37,7 @@ _context.set_forkserver_preload(
         "soundfile",
         "septr_fast",
         "training.command",
-        "training.learner",
+        "training.learning.learner",
         "training.results",
     ]
 )
@@ -166,7 +166,8 @@ def _befall(what: str, when: int) -> None:
     "kill renaming" or "kill deleting" while the state number `when` is written, between the parts of which it
     consists, before the old one is deleted, or in the midst of deleting it.
     """
-    from training import learner, state
+    from training import state
+    from training.learning import learner
 
     steps, writes = 0, 0
 

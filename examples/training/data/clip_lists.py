@@ -10,6 +10,8 @@ from pathlib import Path
 from septr_fast.audio.clips import AUDIO_SUFFIXES, UNREAD_SUFFIXES, walk
 
 SPLITS = ("train", "validation", "test")
+SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",)}
+"""What a split is called, by folders and in tables."""
 
 _SHOWN = 5
 """Most names that a warning lists."""
@@ -19,10 +21,10 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Clip:
-    """An audio file and the index of its class."""
+    """An audio file and the indices of its classes: one, or in data with several labels any number."""
 
     path: Path
-    label: int
+    labels: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -39,18 +41,30 @@ class DataSet:
     classes: tuple[str, ...]
     splits: Mapping[str, tuple[Clip, ...]]
 
+    @property
+    def has_one_label_each(self) -> bool:
+        """Whether every clip has one label out of several classes, so that a softmax fits it."""
+        return len(self.classes) > 1 and all(len(clip.labels) == 1 for clips in self.splits.values() for clip in clips)
 
-def assemble(name: str, classes: Sequence[str], splits: Mapping[str, Iterable[Clip]], folder: Path) -> DataSet:
+
+def labels_of(clips: Iterable[Clip]) -> set[int]:
+    """All labels that any of `clips` has."""
+    return {label for clip in clips for label in clip.labels}
+
+
+def assemble(
+    name: str, classes: Sequence[str], splits: Mapping[str, Iterable[Clip]], folder: Path, least: int = 2
+) -> DataSet:
     """A data set of `splits`, sorted by path; splits that are not given are empty.
 
     Raises:
-        ValueError: for fewer than two classes, or a class without clips to train on; `folder` is in the message.
+        ValueError: for fewer than `least` classes, or a class without clips to train on; `folder` is in the message.
     """
-    if len(classes) < 2:
+    if len(classes) < least:
         found = ", ".join(map(repr, classes)) or "none"
-        raise ValueError(f"folder: expected at least 2 classes in {folder}, got {len(classes)}: {found}")
+        raise ValueError(f"folder: expected at least {least} classes in {folder}, got {len(classes)}: {found}")
     lists = {split: tuple(sorted(splits.get(split, ()), key=_order)) for split in SPLITS}
-    trained = {clip.label for clip in lists["train"]}
+    trained = labels_of(lists["train"])
     untrained = [repr(class_name) for label, class_name in enumerate(classes) if label not in trained]
     if untrained:
         raise ValueError(

@@ -69,13 +69,17 @@ def find(
 
 def summary(data: DataSet) -> str:
     """A line for each class, of many for the first, with its clips in each split."""
-    counts = Counter((split, clip.label) for split, clips in data.splits.items() for clip in clips)
+    counts = Counter((split, label) for split, clips in data.splits.items() for clip in clips for label in clip.labels)
     lines = [
         f"  {name}: {', '.join(f'{counts[split, label]} {split}' for split in SPLITS)}"
         for label, name in enumerate(data.classes[:SHOWN])
     ]
     more = len(data.classes) - SHOWN
-    return "\n".join([f"{len(data.classes)} classes:", *lines, *([f"  and {more} more"] if more > 0 else [])])
+    several = Counter(min(len(clip.labels), 2) for clips in data.splits.values() for clip in clips)
+    other = {"several labels": several[2], "no label": several[0]}
+    more_lines = [f"  and {more} more"] if more > 0 else []
+    more_lines += [f"  {count} clips with {kind}" for kind, count in other.items() if count]
+    return "\n".join([f"{len(data.classes)} classes:", *lines, *more_lines])
 
 
 def detect(folder: Path) -> tuple[str, str]:

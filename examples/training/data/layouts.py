@@ -10,16 +10,13 @@ from pathlib import Path
 
 from septr_fast.audio.clips import AUDIO_SUFFIXES
 from training.data import splitting
-from training.data.clip_lists import SPLITS, Clip, DataSet, assemble, audio_files, few, warn_left_out
+from training.data.clip_lists import SPLIT_NAMES, SPLITS, Clip, DataSet, assemble, audio_files, few, warn_left_out
 
 SPEECH_COMMANDS_LISTS = {"validation": "validation_list.txt", "test": "testing_list.txt"}
 ESC50_TABLE = Path("meta", "esc50.csv")
 ESC50_FOLDS = 5
 CREMA_D_FOLDER = "AudioWAV"
 CREMA_D_EMOTIONS = ("ANG", "DIS", "FEA", "HAP", "NEU", "SAD")
-
-_SPLIT_FOLDERS = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",)}
-_SPEAKER_END = re.compile(r"_nohash_.*$")
 
 
 def speech_commands(folder: Path) -> DataSet:
@@ -42,7 +39,7 @@ def speech_commands(folder: Path) -> DataSet:
         raise ValueError(f"folder: expected lists without shared files in {folder}, both name {min(shared)!r}")
     names["train"] = files - names["validation"] - names["test"]
     splits = {
-        split: [Clip(folder / name, classes.index(name.partition("/")[0])) for name in chosen]
+        split: [Clip(folder / name, (classes.index(name.partition("/")[0]),)) for name in chosen]
         for split, chosen in names.items()
     }
     return assemble("speech-commands", classes, splits, folder)
@@ -70,7 +67,7 @@ def esc50(folder: Path, fold: int) -> DataSet:
     splits: dict[str, list[Clip]] = {split: [] for split in SPLITS}
     for path, (clip_fold, target) in folds.items():
         split = {fold: "test", fold % ESC50_FOLDS + 1: "validation"}.get(clip_fold, "train")
-        splits[split].append(Clip(path, targets.index(target)))
+        splits[split].append(Clip(path, (targets.index(target),)))
     if (folder / "audio").is_dir():
         warn_left_out(set(audio_files(folder / "audio")) - set(folds), f"files that are not in {ESC50_TABLE}")
     return assemble("esc50", [names[target] for target in targets], splits, folder)
@@ -116,9 +113,9 @@ def class_folders(folder: Path, shares: tuple[float, float], seed: int) -> DataS
     classes = sorted(set(found.values()))
     speakers: dict[str, set[str]] = defaultdict(set)
     for path, name in found.items():
-        speakers[_speaker(path)].add(name)
+        speakers[splitting.speaker(path)].add(name)
     split_of = splitting.by_hash(speakers, shares, seed)
-    splits = splitting.split(found, classes, found.__getitem__, lambda path: split_of[_speaker(path)])
+    splits = splitting.split(found, classes, found.__getitem__, lambda path: split_of[splitting.speaker(path)])
     return assemble("folders", classes, splits, folder)
 
 
@@ -137,7 +134,7 @@ def split_folders(folder: Path) -> DataSet:
     files = {split: _class_files(top, paths) for split, top in given.items()}
     classes = sorted({name for found in files.values() for name in found.values()})
     splits = {
-        split: [Clip(path, classes.index(name)) for path, name in found.items()] for split, found in files.items()
+        split: [Clip(path, (classes.index(name),)) for path, name in found.items()] for split, found in files.items()
     }
     return assemble("splits", classes, splits, folder)
 
@@ -148,7 +145,7 @@ def look(folder: Path) -> tuple[str, str]:
     They are splits where train/ holds folders, and nothing lies beside it or another split does.
     """
     tops = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "_")))
-    named = {name: [top for top in tops if top in names] for name, names in _SPLIT_FOLDERS.items()}
+    named = {name: [top for top in tops if top in names] for name, names in SPLIT_NAMES.items()}
     others = [top for top in tops if not any(top in found for found in named.values())]
     if not (named["train"] and holds_classes(folder / "train")):
         return "folders", f"a class for each of {len(tops)} folders"
@@ -205,14 +202,10 @@ def _emotion(path: Path) -> str:
     return path.stem.split("_")[2]
 
 
-def _speaker(path: Path) -> str:
-    return _SPEAKER_END.sub("", path.stem)
-
-
 def _folders_of_splits(folder: Path) -> dict[str, Path]:
     """The folders of the splits, by split."""
     found: dict[str, Path] = {}
-    for split, names in _SPLIT_FOLDERS.items():
+    for split, names in SPLIT_NAMES.items():
         present = [folder / name for name in names if (folder / name).is_dir()]
         if len(present) > 1:
             raise ValueError(f"folder: expected one folder for the {split} split in {folder}, got {len(present)}")

@@ -18,17 +18,21 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from septr_fast import LogMel, dataset_statistics
+from septr_fast.audio.spectrogram import Spectrogram
 from septr_fast.progress import track
 from training import options
 from training.data import data_sets, spoken
 from training.data.data_sets import Clip, DataSet
 from training.data.samples import Samples
 from training.data.scan import scan
+from training.data.tables import labelled_files
+from training.learning import start
 from training.options import Options
 from training.state import write_json
 from training.stopping import leave_signals_to_the_main_process
 
 _RUN = "run.json"
+_VERSION = 2
 _LEAST_FFT = 1024
 
 _logger = logging.getLogger(__name__)
@@ -40,22 +44,21 @@ class Preparation:
 
     Attributes:
         data: clips by split.
-        mean: of the log-mel spectrograms of the training clips.
-        deviation: standard deviation of these.
+        activation: "softmax" or "sigmoid".
+        front_end: settings of the front-end, waveforms to spectrograms. But for weights that came with another, these
+            are log-mel spectrograms that have, over the training clips, mean 0 and deviation 1.
+        model: arguments of the model's constructor.
         skipped: files that were left out, each with "file" and "reason".
     """
 
     data: DataSet
-    mean: float
-    deviation: float
+    activation: str
+    front_end: dict[str, Any]
+    model: dict[str, Any]
     skipped: list[dict[str, str]]
 
-    def front_end(self, settings: Options) -> LogMel:
-        """Waveforms to spectrograms that have, over the training clips, mean 0 and deviation 1."""
-        return front_end(settings, mean=self.mean, deviation=self.deviation)
 
-
-def front_end(settings: Options, mean: float | None = None, deviation: float | None = None) -> LogMel:
+def log_mel(settings: Options, mean: float | None = None, deviation: float | None = None) -> LogMel:
     """Log-mel spectrograms of the size that the options ask for."""
     fft_size = max(_LEAST_FFT, 1 << (2 * settings.hop - 1).bit_length())
     return LogMel(
@@ -82,40 +85,47 @@ def begin(settings: Options, device: torch.device) -> None:
         _found(settings), settings.out / "skipped.json", workers=max(settings.workers, 1), rate=settings.rate
     )
     _logger.info("%s", data_sets.summary(data))
-    samples = Samples(data.splits["train"], len(data.classes), settings.rate, settings.seconds, None, settings.seed)
-    statistics = dataset_statistics(_spectrograms(samples, settings, device))
+    origin = None if settings.from_ is None else start.read(settings.from_)
+    known = None if origin is None else start.front_end(origin, (settings.mels, settings.frames))
+    described = {} if origin is None or origin.arguments is None else origin.arguments
     content = {
+        "version": _VERSION,
         "options": settings.as_json(),
         "name": data.name,
         "classes": data.classes,
         "splits": {
-            split: [[str(clip.path.absolute()), clip.label] for clip in clips] for split, clips in data.splits.items()
+            split: [[str(clip.path.absolute()), clip.labels] for clip in clips] for split, clips in data.splits.items()
         },
-        "mean": statistics.mean[0],
-        "deviation": statistics.deviation[0],
+        "activation": _activation(settings, data),
+        "front_end": known or _log_mel_of(data, settings, device),
+        "model": {**described, **settings.model_arguments(len(data.classes)), "return_cls": False},
         "skipped": [{"file": str(skip.path), "reason": skip.reason} for skip in skipped],
     }
     write_json(settings.out / _RUN, content)
 
 
 def check_options(settings: Options) -> None:
-    """Refuse to go on with a run of other options.
+    """Refuse to go on with a run of other options, or of another version of this program.
 
     Raises:
         ValueError: naming each of them.
     """
     if (settings.out / _RUN).exists():
-        options.check_unchanged(_read(settings.out)["options"], settings)
+        began = _read(settings.out)
+        if began.get("version") != _VERSION:
+            raise ValueError(f"out: expected a run of this version, {settings.out} is of another; give another --out")
+        options.check_unchanged(began["options"], settings)
 
 
 def read(settings: Options) -> Preparation:
     """What `begin` wrote."""
     content = _read(settings.out)
     splits = {
-        split: tuple(Clip(Path(path), label) for path, label in clips) for split, clips in content["splits"].items()
+        split: tuple(Clip(Path(path), tuple(labels)) for path, labels in clips)
+        for split, clips in content["splits"].items()
     }
     data = DataSet(content["name"], tuple(content["classes"]), splits)
-    return Preparation(data, content["mean"], content["deviation"], content["skipped"])
+    return Preparation(data, content["activation"], content["front_end"], content["model"], content["skipped"])
 
 
 def _read(folder: Path) -> dict[str, Any]:
@@ -124,14 +134,33 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def _found(settings: Options) -> DataSet:
+    if settings.data is not None and settings.labels is not None:
+        return labelled_files(settings.labels, settings.data, seed=settings.seed)
     if settings.data is not None:
         return data_sets.find(settings.data, settings.layout, fold=settings.fold, seed=settings.seed)
     return spoken.spoken_words(settings.speech, settings.words, rates=settings.speaking_rates, pitches=settings.pitches)
 
 
-def _spectrograms(samples: Samples, settings: Options, device: torch.device) -> Iterator[Tensor]:
+def _activation(settings: Options, data: DataSet) -> str:
+    """What the options ask for, or what fits the labels."""
+    if settings.activation == "softmax" and not data.has_one_label_each:
+        raise ValueError(
+            "activation: expected sigmoid for one class, or clips that have not one label each, got softmax"
+        )
+    if settings.activation != "auto":
+        return settings.activation
+    return "softmax" if data.has_one_label_each else "sigmoid"
+
+
+def _log_mel_of(data: DataSet, settings: Options, device: torch.device) -> dict[str, Any]:
+    """Settings of log-mel spectrograms with the statistics of the training clips."""
+    samples = Samples(data.splits["train"], len(data.classes), settings.rate, settings.seconds, None, settings.seed)
+    statistics = dataset_statistics(_spectrograms(samples, log_mel(settings).to(device), settings, device))
+    return log_mel(settings, statistics.mean[0], statistics.deviation[0]).settings
+
+
+def _spectrograms(samples: Samples, compute: Spectrogram, settings: Options, device: torch.device) -> Iterator[Tensor]:
     """Spectrograms of all clips, in batches, not normalized."""
-    compute = front_end(settings).to(device)
     loader = DataLoader(
         samples,
         batch_size=settings.batch,

@@ -30,7 +30,7 @@ class Sample(TypedDict):
 
     Attributes:
         waveform: `(samples,)`, float32.
-        target: `(classes,)`, float32, sums to 1.
+        target: `(classes,)`, float32: 1 for each label and 0 otherwise, or a mix of two such.
         masks: `(n, 4)`, int64, for `augmentation.apply_masks`.
         weight: `()`, float32: 1, or 0 for a clip that could not be read.
         index: of the clip.
@@ -73,9 +73,11 @@ class Samples(Dataset[Sample]):
     ) -> None:
         if not 0 < seconds < math.inf or rate < 1 or round(seconds * rate) < 1:
             raise ValueError(f"seconds: expected a time of at least one sample, got {seconds} s at {rate} Hz")
-        wrong = [clip for clip in clips if not 0 <= clip.label < classes]
-        if wrong:
-            raise ValueError(f"clips: expected labels of 0 up to {classes - 1}, got {wrong[0].label}: {wrong[0].path}")
+        for clip in clips:
+            if not all(0 <= label < classes for label in clip.labels):
+                raise ValueError(
+                    f"clips: expected labels of 0 up to {classes - 1}, got {max(clip.labels, key=abs)}: {clip.path}"
+                )
         self.clips = tuple(clips)
         self.classes = classes
         self.rate = rate
@@ -108,7 +110,7 @@ class Samples(Dataset[Sample]):
         generator = self._generator(index)
         own = self._read(index, generator)
         waveform = torch.zeros(self.samples) if own is None else own
-        target = self._one_hot(index)
+        target = self._target(index)
         if self.augmentation is None:
             masks = torch.zeros(0, 4, dtype=torch.int64)
         else:
@@ -124,9 +126,9 @@ class Samples(Dataset[Sample]):
         digest = hashlib.blake2b(f"{self.seed}:{self.epoch}:{index}".encode(), digest_size=8).digest()
         return Generator().manual_seed(int.from_bytes(digest, "little"))
 
-    def _one_hot(self, index: int) -> Tensor:
+    def _target(self, index: int) -> Tensor:
         target = torch.zeros(self.classes)
-        target[self.clips[index].label] = 1.0
+        target[list(self.clips[index].labels)] = 1.0
         return target
 
     def _mixed(
@@ -140,7 +142,7 @@ class Samples(Dataset[Sample]):
         other = self._read(partner, generator)
         if other is None:
             return waveform, target
-        return other.lerp(waveform, share), self._one_hot(partner).lerp(target, share)
+        return other.lerp(waveform, share), self._target(partner).lerp(target, share)
 
     def _read(self, index: int, generator: Generator) -> Tensor | None:
         """The clip's waveform `(samples,)`, cropped and moved; None if it cannot be read."""

@@ -11,15 +11,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from septr_fast.audio.clips import import_soundfile, load_clip, read_clip
 from septr_fast.inference.prediction import Skipped
 from septr_fast.progress import track
-from training.data.clip_lists import Clip, DataSet
-from training.data.wav_header import missing_bytes
+from training.data.clip_lists import Clip, DataSet, labels_of
 
 _VERSION = 1
+
+_UNKNOWN = 0x7FFF0000
+"""Sizes from here up stand for "until the end": programs that write into a pipe, like SoX, do not know the size."""
 
 _logger = logging.getLogger(__name__)
 
@@ -84,6 +86,31 @@ def fault(path: Path, rate: int | None = None) -> str | None:
     return f"path: expected a whole WAV file, got {path}, cut short by {missing} bytes" if missing else None
 
 
+def missing_bytes(path: Path) -> int:
+    """Bytes of samples that the header of a WAV file announces and the file has not; 0 for another file.
+
+    Raises:
+        OSError: if the file cannot be read.
+    """
+    with path.open("rb") as file:
+        if file.read(4) != b"RIFF" or file.read(8)[4:] != b"WAVE":
+            return 0
+        announced = _seek_samples(file)
+        start = file.tell()
+        here = file.seek(0, 2) - start
+    return max(announced - here, 0) if announced < _UNKNOWN else 0
+
+
+def _seek_samples(file: BinaryIO) -> int:
+    """Go to the first sample of a WAV file, from behind "WAVE", and return the size of the samples in bytes."""
+    while len(header := file.read(8)) == 8:
+        size = int.from_bytes(header[4:], "little")
+        if header[:4] == b"data":
+            return size
+        file.seek(size + size % 2, 1)
+    return 0
+
+
 def _faults(
     paths: Iterable[Path], cache: Path | None, workers: int, rate: int | None, progress: bool
 ) -> dict[Path, str | None]:
@@ -126,8 +153,7 @@ def _without(data: DataSet, paths: set[Path]) -> DataSet:
                 f"data: expected files that can be read in the {split} split, all {len(clips)} were skipped; "
                 f"the first is {clips[0].path}"
             )
-    lost = {clip.label for clip in data.splits["train"]} - {clip.label for clip in splits["train"]}
-    for label in sorted(lost):
+    for label in sorted(labels_of(data.splits["train"]) - labels_of(splits["train"])):
         _logger.warning("class %r has no clip left to train on", data.classes[label])
     return replace(data, splits=splits)
 

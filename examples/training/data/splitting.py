@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,13 +16,21 @@ FEW = 30
 """Groups of a class, below which a hash alone would leave a split with far more or less than its share."""
 
 
+_SPEAKER_END = re.compile(r"_nohash_.*$")
+
+
+def speaker(path: Path) -> str:
+    """What stands in a file's name before "_nohash_", as in Speech Commands; otherwise all but the suffix."""
+    return _SPEAKER_END.sub("", path.stem)
+
+
 def split(
     paths: Iterable[Path], classes: Sequence[str], class_of: Callable[[Path], str], split_of: Callable[[Path], str]
 ) -> dict[str, list[Clip]]:
     """Labelled clips by split."""
     splits: dict[str, list[Clip]] = {name: [] for name in SPLITS}
     for path in paths:
-        splits[split_of(path)].append(Clip(path, classes.index(class_of(path))))
+        splits[split_of(path)].append(Clip(path, (classes.index(class_of(path)),)))
     return splits
 
 

@@ -54,7 +54,7 @@ def spoken_words(
     speech.speak(folder, tuple(classes), voices, rates=rates, pitches=pitches, progress=progress)
     splits = {
         split: [
-            Clip(speech.clip_path(folder, split, word, voice, rate, pitch), label)
+            Clip(speech.clip_path(folder, split, word, voice, rate, pitch), (label,))
             for voice, (label, word), rate, pitch in itertools.product(names, enumerate(classes), rates, pitches)
         ]
         for split, names in voices.items()

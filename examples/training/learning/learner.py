@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -16,8 +17,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from septr_fast import SepTr, reference
 from septr_fast.audio.channel_statistics import in_float64
-from training.ema import Average
+from training.learning import start
+from training.learning.ema import Average
+from training.learning.objective import Objective
 from training.options import Options
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -25,8 +30,8 @@ class Share:
     """What one process has of a batch.
 
     Attributes:
-        spectrograms: `(clips, 1, mels, frames)`.
-        targets: `(clips, classes)`, each with the sum 1.
+        spectrograms: `(clips, channels, mels, frames)`.
+        targets: `(clips, classes)`, 1 for each label and 0 otherwise, or a mix of two such.
         weights: `(clips,)`: 1, or 0 for a clip that could not be read.
         total: `()`, the sum of the weights over all processes.
     """
@@ -43,7 +48,9 @@ class Learner:
     Args:
         name: of the model, one of `options.MODELS`.
         options: of the run.
-        classes: number of classes.
+        arguments: of the model's constructor.
+        classes: their names.
+        objective: what the model is asked for.
         accelerator: which places the model and shares the work.
 
     Attributes:
@@ -56,15 +63,29 @@ class Learner:
         step_seconds: of each step of the run, where they are timed.
     """
 
-    def __init__(self, name: str, options: Options, classes: int, accelerator: Accelerator) -> None:
-        self.name, self.options, self.accelerator = name, options, accelerator
-        self.module = build(name, options, classes).to(accelerator.device)
+    def __init__(
+        self,
+        name: str,
+        options: Options,
+        arguments: dict[str, Any],
+        classes: tuple[str, ...],
+        objective: Objective,
+        accelerator: Accelerator,
+    ) -> None:
+        self.name, self.options, self.objective, self.accelerator = name, options, objective, accelerator
+        self.module = build(name, arguments, options.seed)
+        if options.from_ is not None:
+            _logger.info("%s: %s", name, start.load(start.read(options.from_), self.module, classes))
+        if options.freeze:
+            for key, parameter in self.module.named_parameters():
+                parameter.requires_grad_(key.startswith("fc."))
+        self.module.to(accelerator.device)
         if options.grad_checkpointing:
             cast(SepTr, self.module).set_grad_checkpointing()
         if options.compile:
             self.module.compile()
         self._called = self._shared_over_processes()
-        groups = parameter_groups(self.module, options.model_arguments(classes), options.weight_decay)
+        groups = parameter_groups(self.module, arguments, options.weight_decay)
         self.optimizer = accelerator.prepare_optimizer(torch.optim.AdamW(groups, lr=options.learning_rate))
         self.average = Average(self.module, options.ema) if options.ema else None
         self.history: list[dict[str, Any]] = []
@@ -112,12 +133,9 @@ class Learner:
         for index, (spectrograms, targets, weights) in enumerate(zip(*pieces, strict=True)):
             with self._synchronized(index == self.options.accumulate - 1):
                 logits = self.logits(spectrograms)
-                losses = nn.functional.cross_entropy(
-                    logits, targets.to(logits.dtype), reduction="none", label_smoothing=self.options.label_smoothing
-                )
-                loss = (weights * losses).sum()
+                loss = (weights * self.objective.losses(logits, targets)).sum()
                 self.accelerator.backward(loss * scale)
-            right = (weights * (logits.argmax(dim=1) == targets.argmax(dim=1))).sum()
+            right = (weights * self.objective.right(logits, targets)).sum()
             self.sums += in_float64(torch.stack([loss.detach(), right, weights.sum()]))
 
     def logits(self, spectrograms: Tensor) -> Tensor:
@@ -157,21 +175,24 @@ class Learner:
             yield
 
 
-def build(name: str, options: Options, classes: int) -> reference.SepTr:
+def build(name: str, arguments: dict[str, Any], seed: int) -> reference.SepTr:
     """A model with its starting weights, which follow from the seed alone and are the same for both models."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
+        torch.manual_seed(seed)
         kind = SepTr if name == "septr" else reference.SepTr
-        return kind(**options.model_arguments(classes))
+        return kind(**arguments)
 
 
 def parameter_groups(model: nn.Module, arguments: dict[str, Any], weight_decay: float) -> list[dict[str, Any]]:
-    """`SepTr.parameter_groups` for either model, sharded or not; `arguments` are those of its constructor."""
+    """`SepTr.parameter_groups` for either model, sharded or not, in part frozen or not.
+
+    `arguments` are those of its constructor.
+    """
     with torch.device("meta"):
         template = SepTr(**arguments)
     names = {id(parameter): name for name, parameter in template.named_parameters()}
     own = dict(model.named_parameters())
     return [
-        {**group, "params": [own[names[id(parameter)]] for parameter in group["params"]]}
+        {**group, "params": [p for parameter in group["params"] if (p := own[names[id(parameter)]]).requires_grad]}
         for group in template.parameter_groups(weight_decay)
     ]

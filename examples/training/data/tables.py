@@ -1,0 +1,113 @@
+"""A table of files and their labels, any number for each: FSD50K, AudioSet and whatever is labelled by hand."""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from septr_fast.audio.clips import AUDIO_SUFFIXES
+from training.data import splitting
+from training.data.clip_lists import SPLIT_NAMES, SPLITS, Clip, DataSet, assemble
+
+COLUMNS = {"file": ("file", "filename", "path", "fname"), "labels": ("labels", "label"), "split": ("split",)}
+"""What a column holds, and its names, in any case."""
+
+_BETWEEN_COLUMNS = ",;\t"
+_BETWEEN_LABELS = ";|,"
+"""The first of these that any row's labels hold parts them: names may have commas where something else does."""
+
+
+def labelled_files(table: Path, folder: Path, shares: tuple[float, float] = (0.1, 0.1), seed: int = 0) -> DataSet:
+    """Files below `folder` with their labels in `table`, a CSV with a header.
+
+    Its columns are "file" (or "filename", "path", "fname"), "labels" (or "label") and, where the table says it,
+    "split"; what else there is does not matter. Columns are parted by commas, semicolons or tabs, labels by semicolons,
+    bars or commas. A file may have a row for each of its labels, and no label at all. Without "split" a hash of the
+    name says it, what stands before "_nohash_" alone, with some of every class where there is enough.
+
+    Args:
+        table: the CSV, UTF-8.
+        folder: that the names of files are relative to; a name may lack its suffix.
+        shares: of validation and test, where the table has no splits.
+        seed: chooses these.
+
+    Raises:
+        ValueError: for a table that is missing, lacks a column, has a broken row, no labels, or no clips of a class to
+            train on.
+    """
+    labels: dict[Path, set[str]] = defaultdict(set)
+    splits: dict[Path, str] = {}
+    for line, name, own, split in _rows(table):
+        path = Path(name)
+        labels[path] |= own
+        if splits.setdefault(path, split) != split:
+            raise ValueError(
+                f"labels: line {line} of {table}: expected {name} in one split, got {splits[path]}, {split}"
+            )
+    classes = sorted(set().union(*labels.values()))
+    if not any(splits.values()):
+        groups: dict[str, set[str]] = defaultdict(set)
+        for path, own in labels.items():
+            groups[_group(path)] |= own
+        found = splitting.by_hash(groups, shares, seed)
+        splits = {path: found[_group(path)] for path in labels}
+    clips: dict[str, list[Clip]] = {split: [] for split in SPLITS}
+    for path, own in labels.items():
+        clips[splits[path]].append(Clip(_found(folder / path), tuple(sorted(map(classes.index, own)))))
+    return assemble("labels", classes, clips, table, least=1)
+
+
+def _group(path: Path) -> str:
+    """What stays in one split: the recordings of a speaker in one folder."""
+    return path.with_name(splitting.speaker(path)).as_posix()
+
+
+def _rows(table: Path) -> Iterator[tuple[int, str, set[str], str]]:
+    """Line, file, labels and split, "" for none, of each row."""
+    if not table.is_file():
+        raise ValueError(f"labels: expected a table of files and labels, there is no {table}")
+    with table.open(newline="", encoding="utf-8-sig", errors="replace") as file:
+        header = file.readline()
+        file.seek(0)
+        reader = csv.DictReader(file, delimiter=max(_BETWEEN_COLUMNS, key=header.count))
+        columns = _columns(table, reader.fieldnames or ())
+        rows = [(reader.line_num, {what: row[name] or "" for what, name in columns.items()}) for row in reader]
+    between = next((mark for mark in _BETWEEN_LABELS if any(mark in row["labels"] for _, row in rows)), ",")
+    has_splits = any(row.get("split", "").strip() for _, row in rows)
+    for line, row in rows:
+        name = row["file"].strip()
+        if not name:
+            raise ValueError(f"labels: line {line} of {table}: expected the name of a file, got none")
+        split = _split(row.get("split", "").strip().lower()) if has_splits else ""
+        if split is None:
+            raise ValueError(
+                f"labels: line {line} of {table}: expected a split, one of {', '.join(SPLITS)}, got {row['split']!r}"
+            )
+        yield line, name, {label.strip() for label in row["labels"].split(between) if label.strip()}, split
+
+
+def _columns(table: Path, names: Sequence[str]) -> dict[str, str]:
+    """The names in the table's header by what they hold."""
+    given = {name.strip().lower(): name for name in reversed(names) if name}
+    found = {what: given[name] for what, known in COLUMNS.items() for name in reversed(known) if name in given}
+    missing = [what for what in ("file", "labels") if what not in found]
+    if missing:
+        raise ValueError(
+            f"labels: expected a header with the columns file and labels in {table}, "
+            f"missing {' and '.join(missing)}, got {', '.join(names) or 'none'}"
+        )
+    return found
+
+
+def _split(name: str) -> str | None:
+    return next((split for split, names in SPLIT_NAMES.items() if name in names), None)
+
+
+def _found(path: Path) -> Path:
+    """`path`, with a suffix where only that is missing; whether there is such a file is found out when it is read."""
+    if path.suffix.lower() in AUDIO_SUFFIXES or path.is_file():
+        return path
+    named = (path.with_name(path.name + suffix) for suffix in sorted(AUDIO_SUFFIXES))
+    return next((candidate for candidate in named if candidate.is_file()), path)
