@@ -104,7 +104,8 @@ def bin_frequencies(front_end: Spectrogram) -> Tensor:
     if isinstance(front_end, LogMel):
         edges = mel_edges(front_end.mels, front_end.sample_rate, front_end.low, front_end.high, front_end.scale)
         return edges[1:-1]
-    return torch.arange(front_end.bins, dtype=torch.float64, device="cpu") * (front_end.sample_rate / front_end.fft_size)
+    bins = torch.arange(front_end.bins, dtype=torch.float64, device="cpu")
+    return bins * (front_end.sample_rate / front_end.fft_size)
 
 
 def _decibels(front_end: Spectrogram, waveforms: Tensor) -> Tensor:

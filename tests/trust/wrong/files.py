@@ -217,6 +217,34 @@ def _saving() -> Iterator[WrongCall]:
     yield save("classes too few", ValueError, "classes", classes=CLASSES[:1])
     yield save("a front-end of another size", ValueError, "front_end", front_end_settings=LogMel(frames=5).settings)
     yield save("no folder", ValueError, "path", path=Path("nowhere") / "new.st")
+    for name, changed, culprit in _changed_models():
+        yield save(name, ValueError, culprit, model=changed)
+
+
+def _changed_models() -> Iterator[tuple[str, SepTr, str]]:
+    """Models that a constructor's arguments cannot describe, and what of them."""
+
+    def changed(change: Callable[[Any], object]) -> SepTr:
+        model = SepTr(**SIZES)
+        change(model)
+        return model
+
+    def set_all(kind: type[torch.nn.Module], setting: str, value: float) -> Callable[[Any], None]:
+        def change(model: Any) -> None:
+            next(module for module in model.modules() if isinstance(module, kind)).__dict__[setting] = value
+
+        return change
+
+    yield "another head", changed(lambda model: setattr(model, "fc", torch.nn.LazyLinear(3))), "fc"
+    yield "another eps", changed(set_all(torch.nn.LayerNorm, "eps", 1e-3)), "eps of transformer.0"
+    yield "another dropout", changed(set_all(torch.nn.Dropout, "p", 0.5)), "transformer.0"
+    yield "no block", changed(lambda model: setattr(model, "transformer", torch.nn.ModuleList())), "transformer.0"
+    yield "a parameter more", changed(lambda model: model.register_parameter("scale", _scale())), "scale"
+    yield "pruned", changed(lambda model: torch.nn.utils.prune.random_unstructured(model.fc, "weight", 0.5)), "fc"
+
+
+def _scale() -> torch.nn.Parameter:
+    return torch.nn.Parameter(torch.ones(1))
 
 
 def _hub() -> Iterator[WrongCall]:
@@ -227,10 +255,17 @@ def _hub() -> Iterator[WrongCall]:
         Hub(**{**SIZES, "input_size": [6, 8]}).save_pretrained(path)
         return path
 
-    def pretrained(path: Path) -> object:
+    def saved(on: Subject, index: int, changed: SepTr) -> None:
         from septr_fast.adopt.hub import SepTr as Hub
 
-        return Hub.from_pretrained(path, strict=True, local_files_only=True)
+        model = Hub(**{**SIZES, "input_size": [6, 8]})
+        model.__dict__["_modules"], model.__dict__["_parameters"] = changed._modules, changed._parameters
+        model.save_pretrained(on.folder / f"changed{index}")
+
+    def pretrained(path: Path, **options: Any) -> object:
+        from septr_fast.adopt.hub import SepTr as Hub
+
+        return Hub.from_pretrained(path, strict=True, local_files_only=True, **options)
 
     def broken(on: Subject, name: str, change: Callable[[Path], object]) -> object:
         path = folder(on, name)
@@ -246,6 +281,15 @@ def _hub() -> Iterator[WrongCall]:
         ("a negative depth", ValueError, "depth", lambda path: config(path, depth=-1)),
         ("more classes than weights", RuntimeError, "fc.", lambda path: config(path, num_classes=4)),
     ]
+    for index, (name, model, culprit) in enumerate(_changed_models()):
+        yield WrongCall(f"hub folder, saving {name}", ValueError, culprit, lambda on, i=index, m=model: saved(on, i, m))
+    for name, options, culprit in (
+        ("a negative number of classes", {"num_classes": -1}, "num_classes"),
+        ("a size of nothing", {"input_size": [0, 8]}, "input_size"),
+    ):
+        yield WrongCall(
+            f"hub folder, {name}", ValueError, culprit, lambda on, given=options: pretrained(folder(on, "hub"), **given)
+        )
     for index, (name, error, culprit, change) in enumerate(given):
         yield WrongCall(
             f"hub folder, {name}", error, culprit, lambda on, i=index, change=change: broken(on, f"hub{i}", change)
