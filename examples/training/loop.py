@@ -72,8 +72,10 @@ class Run:
             persistent_workers=options.workers > 0,
             pin_memory=accelerator.device.type == "cuda",
         )
+        starts = not state.exists(options.out)
         self.learners = [
-            Learner(name, options, self.arguments, self.classes, self.objective, accelerator) for name in options.models
+            Learner(name, options, self.arguments, self.classes, self.objective, accelerator, starts)
+            for name in options.models
         ]
         self.progress = state.load(options.out, self.learners, accelerator)
         self._began = time.perf_counter() - self.progress.seconds

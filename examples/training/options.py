@@ -122,7 +122,7 @@ class Options:
     cpu: bool = _option("machine", False, "run on the processor even where there is a GPU", free=True)
     workers: int = _option("machine", 0, "processes that read clips, for each process", parse=int, free=True)
 
-    out: Path = _option("output", Path("examples/out/run"), "folder of this run", parse=Path, free=True)
+    out: Path = _option("output", start.DEFAULT_OUT, "folder of this run", parse=Path, free=True)
     save_every: int = _option(
         "output", 100, "steps from one saved state to the next; 0 for the ends of epochs", parse=int, free=True
     )
@@ -144,6 +144,8 @@ class Options:
             raise ValueError(f"layout: expected none beside a table of labels, got {self.layout!r}")
         if self.labels is not None and self.data is None:
             raise ValueError("data: expected the folder of the files that the table of labels names")
+        if self.from_ is not None and self.from_.resolve().is_relative_to(self.out.resolve()):
+            raise ValueError(f"out: expected another folder than that of the weights to start from, got {self.out}")
         if self.freeze and self.from_ is None:
             raise ValueError("freeze: expected weights to start from, --from, got none")
         for name in ("pool", "noise_db"):

@@ -108,6 +108,11 @@ def load(folder: Path, learners: Sequence[Learner], accelerator: Accelerator) ->
     return Progress(**content["progress"])
 
 
+def exists(folder: Path) -> bool:
+    """Whether a state is saved in `folder`, which `load` would read."""
+    return bool(_states(folder))
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write `content` to `path`, whole or not at all."""
     beside = path.with_name(f".{path.name}.unfinished")

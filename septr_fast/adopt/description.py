@@ -6,6 +6,7 @@ comparing both module by module: what a loaded model would compute otherwise, or
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 
@@ -13,11 +14,20 @@ import torch
 from torch import nn
 
 from septr_fast import reference
+from septr_fast.algebra.reading import is_hooked
 from septr_fast.model import SepTr, SepTrBlock
 from septr_fast.reference import size_pair
 
-_FASTER: dict[type[nn.Module], type[nn.Module]] = {reference.SepTr: SepTr, reference.SepTrBlock: SepTrBlock}
-_ELSEWHERE = "arguments of SepTr cannot say that: keep its state dict, and the code that changes the model"
+_PLAIN: dict[type[nn.Module], type[nn.Module]] = {SepTr: reference.SepTr, SepTrBlock: reference.SepTrBlock}
+_FAST = {plain: fast for fast, plain in _PLAIN.items()}
+_HOW = ("training", "backend", "formulation", "recompute")
+"""Attributes that say how a module is computed, not what."""
+_ELSEWHERE = (
+    "arguments of SepTr, read off its first transformer, cannot say that: keep its state dict, and the code that "
+    "changes the model"
+)
+
+_logger = logging.getLogger(__name__)
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -25,28 +35,32 @@ Module = TypeVar("Module", bound=nn.Module)
 def constructor_arguments(model: reference.SepTr) -> dict[str, Any]:
     """The arguments of `SepTr` that make a model of the function and the parameters of `model`, as it is now.
 
-    `formulation` and `backend`, which say how it is computed, are left to whoever loads it, and so are hooks.
+    `formulation` and `backend`, which say how it is computed, are left to whoever loads it, and so are hooks, of which
+    a warning is logged.
 
     Raises:
         ValueError: where no arguments make such a model, naming the part of it that they cannot describe.
     """
-    return described(model, type(model).forward)
-
-
-def described(model: reference.SepTr, forward: Callable[..., Any]) -> dict[str, Any]:
-    """`constructor_arguments` of a model whose class, with this `forward`, is the one that will load it.
-
-    Where the class has none of its own, that is the forward of `SepTr`.
-    """
-    arguments = _arguments(model)
+    arguments = read_arguments(model)
     with torch.device("meta"):
         wanted = reference.SepTr(**arguments)
-    for reason in _differences(wanted, model, forward):
-        raise ValueError(f"model: expected what its constructor makes, got one in which {reason}; {_ELSEWHERE}")
+    if type(model).forward not in _forwards(reference.SepTr):
+        raise ValueError(f"model: expected a SepTr, {type(model).__name__} has a forward of its own; {_ELSEWHERE}")
+    check_alike(wanted, model)
     return arguments
 
 
-def _arguments(model: reference.SepTr) -> dict[str, Any]:
+def check_alike(wanted: nn.Module, model: nn.Module) -> None:
+    """Raise `ValueError` unless loading the state of `model` into `wanted` makes the same of it, but for hooks."""
+    for reason in _differences(wanted, model):
+        raise ValueError(f"model: expected what its constructor makes, got one in which {reason}; {_ELSEWHERE}")
+    hooked = [name or type(model).__name__ for name, module in model.named_modules() if is_hooked(module)]
+    if hooked:
+        _logger.warning("hooks are not saved: those of %s", ", ".join(hooked))
+
+
+def read_arguments(model: reference.SepTr) -> dict[str, Any]:
+    """The arguments of `SepTr` as the first block and its first transformer have them; unchecked."""
     first = _part(model, "transformer.0", reference.SepTrBlock)
     attention = _part(first, "transformer_h.layers.0.0.fn", reference.Attention)
     mlp = "transformer_h.layers.0.1.fn.net"
@@ -79,11 +93,9 @@ def _part(module: nn.Module, name: str, kind: type[Module]) -> Module:
     return found
 
 
-def _differences(wanted: nn.Module, model: nn.Module, forward: Callable[..., Any]) -> Iterator[str]:
+def _differences(wanted: nn.Module, model: nn.Module) -> Iterator[str]:
     """What `model` has otherwise than `wanted`, from the outside to the inside."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    if forward not in _forwards(type(wanted)):
-        yield f"{type(model).__name__} has a forward of its own"
     for name, expected in wanted.named_modules():
         if name not in modules:
             yield f"{name} is not there"
@@ -91,10 +103,10 @@ def _differences(wanted: nn.Module, model: nn.Module, forward: Callable[..., Any
         found, named = modules.pop(name), name or "it"
         # Dropout that drops nothing may be gone.
         gone = isinstance(expected, nn.Dropout) and expected.p == 0 and isinstance(found, nn.Identity)
-        kind = nn.Identity if gone else type(expected)
-        if not isinstance(found, kind):
+        kind = nn.Identity if gone else _PLAIN.get(type(expected), type(expected))
+        if name and not isinstance(found, kind):
             yield f"{named} is {type(found).__name__}, not {kind.__name__}"
-        elif "forward" in found.__dict__ or (name and type(found).forward not in _forwards(kind)):
+        elif "forward" in found.__dict__ or (name and not _is_called_as(kind, found)):
             yield f"{named} has a forward of its own"
         elif not gone:
             yield from _settings_that_differ(named, expected, found)
@@ -106,16 +118,22 @@ def _differences(wanted: nn.Module, model: nn.Module, forward: Callable[..., Any
         yield from _tensors_that_differ(name or "it", expected, model.get_submodule(name))
 
 
+def _is_called_as(kind: type[nn.Module], module: nn.Module) -> bool:
+    return type(module).forward in _forwards(kind) and type(module).__call__ is kind.__call__
+
+
 def _forwards(kind: type[nn.Module]) -> list[Callable[..., Any]]:
     """What computes the function of a module of `kind`: its forward, and that of this package."""
-    return [each.forward for each in (kind, _FASTER.get(kind, kind))]
+    return [each.forward for each in (kind, _FAST.get(kind, kind))]
 
 
 def _settings_that_differ(name: str, expected: nn.Module, found: nn.Module) -> Iterator[str]:
     """Public attributes of `expected`, like the eps of a norm, that `found` has not, or not so."""
     for setting, value in vars(expected).items():
-        if setting.startswith("_") or setting == "training":
+        if setting.startswith("_") or setting in _HOW or not isinstance(value, bool | int | float | str | tuple | None):
             continue
+        if isinstance(expected, reference.SepTr) and setting != "return_cls":
+            continue  # What a class of one's own keeps is its own.
         own = getattr(found, setting, None)
         if own != value and not (isinstance(value, tuple) and value == (own,) * len(value)):
             yield f"{setting} of {name} is {own}, not {value}"

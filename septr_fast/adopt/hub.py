@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+import torch
+
 from septr_fast import model
-from septr_fast.adopt.description import described
+from septr_fast.adopt.description import check_alike, read_arguments
 from septr_fast.reference import check_classes, size_pair
 
 try:
@@ -41,7 +43,8 @@ class SepTr(
 
     The config describes the model as it is when it is saved, whatever it was built as: the constructor's arguments.
     `save_pretrained` and `push_to_hub` raise a `ValueError` for a model that they cannot describe, naming the part of
-    it that was changed, and write nothing. Of a class of your own the config holds the arguments of its constructor.
+    it that was changed, and write nothing; of hooks, which are not saved, they warn. Of a class of your own the config
+    holds the arguments of its constructor.
 
     Weights are loaded strictly. An `input_size` or `num_classes` given to `from_pretrained` that is not the config's
     resizes the positions or gives a new head, once the weights are loaded; a line of the log says so. Weights that
@@ -66,16 +69,34 @@ class SepTr(
 
     def _described(self) -> dict[str, Any]:
         """The arguments that the constructor of this class takes, as the model is now."""
-        config = cast(dict[str, Any], self._hub_mixin_config or {})
-        taken = {*config, *self._hub_mixin_init_parameters}
-        now = described(self, model.SepTr.forward)
-        config = {**config, **{name: value for name, value in now.items() if name in taken}}
+        config = dict(cast(dict[str, Any], self._hub_mixin_config or {}))
         forced = config.get("formulation")
         if isinstance(forced, list | tuple) and list(forced) != [
-            name for each in self.blocks for name in each.formulation
+            name for block in self.transformer for name in getattr(block, "formulation", ())
         ]:
             config["formulation"] = None  # Blocks were taken out or put in.
+        now = read_arguments(self)
+        built = read_arguments(self._built_by(config))
+        taken = {*config, *self._hub_mixin_init_parameters}
+        config |= {name: value for name, value in now.items() if name in taken and value != built[name]}
+        check_alike(self._built_by(config), self)
         return config
+
+    def _built_by(self, config: dict[str, Any]) -> SepTr:
+        """What `from_pretrained` makes of `config`, without memory."""
+        known = self._hub_mixin_init_parameters
+        rest = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
+        arguments: dict[str, Any] = {
+            name: self._decode_arg(known[name].annotation, value) if name in known else value
+            for name, value in config.items()
+            if name in known or rest
+        }
+        try:
+            with torch.device("meta"):
+                return type(self)(**arguments)
+        except (TypeError, ValueError) as error:
+            name = type(self).__name__
+            raise ValueError(f"model: expected a {name} that its configuration makes again: {error}") from error
 
     def _save_pretrained(self, save_directory: Path) -> None:
         """Every tensor by its own name, shared ones again."""
@@ -98,8 +119,8 @@ class SepTr(
             raise ValueError(f"pretrained model: expected readable weights, got {where}: {error}") from error
         if "input_size" in changed:
             loaded.resize_positions(changed["input_size"])
-            _logger.warning("positions are interpolated to the input size %s", changed["input_size"])
+            _logger.warning("positions are interpolated to the input size %s", loaded.blocks[0].input_size)
         if "num_classes" in changed:
             loaded.reset_classifier(changed["num_classes"])
-            _logger.warning("fc is new, for %s classes; all other weights are loaded", changed["num_classes"])
+            _logger.warning("fc is new, for %d classes; all other weights are loaded", int(changed["num_classes"]))
         return loaded

@@ -36,7 +36,7 @@ def check_name(backend: str) -> str:
 
 def is_to_interpret() -> bool:
     """Whether Triton's interpreter is asked for, in place of its compiler."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
 
 def interprets() -> bool:
@@ -112,12 +112,12 @@ def why_not_triton(pass_name: str, device: torch.device) -> str | None:
         return missing
     if interprets() or device.type == "meta":
         return None
+    if device.type != "cuda":
+        return f"Triton kernels need a CUDA device, got {device}"
     if is_to_interpret():
         return (
             "TRITON_INTERPRET=1 is set, and Triton's own interpreter is no GPU: it fails, or rounds otherwise; unset it"
         )
-    if device.type != "cuda":
-        return f"Triton kernels need a CUDA device, got {device}"
     if torch.version.cuda is None or not torch.cuda.is_available():
         return "Triton kernels need an NVIDIA GPU and its driver"
     capability = torch.cuda.get_device_capability(device)

@@ -129,6 +129,11 @@ class NoisyLinear(nn.Linear):
         return super().forward(x) + 1
 
 
+class CalledOtherwise(nn.Linear):
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * self.forward(x)
+
+
 class Louder(SepTr):
     def forward(self, x: torch.Tensor, *given: Any, **named: Any) -> Any:
         return super().forward(2 * x, *given, **named)
@@ -162,6 +167,7 @@ REFUSED: dict[str, tuple[Callable[[Any], object], str]] = {
         lambda model: net(model, 2).__setitem__(0, NoisyLinear(8, 6)),
         r"net\.0 has a forward of its own",
     ),
+    "a head that is called otherwise": (lambda model: setattr(model, "fc", CalledOtherwise(8, 5)), "fc has a forward"),
     "another activation": (lambda model: net(model).__setitem__(1, nn.ReLU()), r"net\.1 is ReLU, not GELU"),
     "an approximate activation": (
         lambda model: net(model).__setitem__(1, nn.GELU("tanh")),
@@ -243,6 +249,59 @@ def test_a_class_with_a_forward_of_its_own(tmp_path: Path) -> None:
     loaded = LouderOfTheHub.from_pretrained(str(tmp_path / "folder"))
     x = torch.randn(2, 1, 8, 12)
     assert torch.equal(loaded(x), model.eval()(x))
+
+
+class Headed(hub.SepTr):
+    """A class that its constructor makes with a head and a layer of its own, and without most of the arguments."""
+
+    def __init__(self, hidden: int, num_classes: int = 5) -> None:
+        super().__init__(**{**SIZES, "num_classes": num_classes})
+        self.fc = nn.Sequential(nn.Linear(8, hidden), nn.ReLU(), nn.Linear(hidden, num_classes))
+        self.gain = nn.Linear(num_classes, num_classes)
+        self.steps = 0
+
+    def forward(self, *given: Any, **named: Any) -> Any:
+        return self.gain(super().forward(*given, **named))
+
+
+def test_a_class_of_ones_own_is_what_its_constructor_makes(tmp_path: Path) -> None:
+    model = Headed(7)
+    model.steps = 100
+    model.save_pretrained(tmp_path / "folder")
+    x = torch.randn(2, 1, 8, 12)
+    assert torch.equal(Headed.from_pretrained(str(tmp_path / "folder"))(x), model.eval()(x))
+    changes: list[tuple[Callable[[Any], object], str]] = [
+        (lambda model: set_all("first_axis", "width")(model), "first_axis of transformer.0"),
+        (lambda model: setattr(model, "return_cls", True), "return_cls of it is True"),
+        (lambda model: model.resize_positions((10, 14)), "input_size of transformer.0"),
+        (blocks_gone, "transformer.2 is not there"),
+        (lambda model: model.gain.register_parameter("bias", None), "gain has no bias"),
+    ]
+    for change, culprit in changes:
+        changed = Headed(7)
+        change(changed)
+        with pytest.raises(ValueError, match=culprit.replace(".", r"\.")):
+            changed.save_pretrained(tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_class_that_its_configuration_does_not_make_is_refused(tmp_path: Path) -> None:
+    class Positional(hub.SepTr):
+        def __init__(self, *sizes: Any, **more: Any) -> None:
+            super().__init__(*sizes, **more)
+
+    with pytest.raises(ValueError, match="expected a Positional that its configuration makes again"):
+        Positional(1, (8, 12), depth=1, heads=2, mlp_dim=6, dim_head=4, dim=8).save_pretrained(tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+
+
+def test_hooks_are_not_saved_and_that_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = hub.SepTr(**SIZES)
+    model.save_pretrained(tmp_path / "one")
+    assert not caplog.records
+    model.fc.register_forward_hook(lambda module, given, out: 2 * out)
+    model.save_pretrained(tmp_path / "two")
+    assert "hooks are not saved: those of fc" in caplog.text
 
 
 @pytest.mark.parametrize("classes", [7, 0, 5])

@@ -83,6 +83,29 @@ def test_without_splits_every_label_is_in_each_and_folders_do_not_mix(tmp_path: 
     assert moved == found
 
 
+def test_a_file_is_one_clip_however_it_is_written(tmp_path: Path) -> None:
+    for name in ("a.wav", "sub/b.wav"):
+        write_wav(tmp_path / name)
+    rows = ["a.wav,low", "a,loud", f"{tmp_path}/a.wav,mixed", "sub/../a.wav,low", "sub/b.wav,low", r"sub\b.wav,loud"]
+    found = read(write(tmp_path / "t.csv", "\n".join(["file,labels", *rows])), tmp_path)
+    together: dict[str, list[str]] = {}
+    for files in found.values():
+        together |= files
+    assert together == {"a.wav": ["loud", "low", "mixed"], "sub/b.wav": ["loud", "low"]}
+
+
+def test_a_space_before_a_quoted_cell(tmp_path: Path) -> None:
+    found = read(write(tmp_path / "t.csv", 'file, labels\na.wav, "dog,cat"\n'), tmp_path)
+    assert found["train"] == {"a.wav": ["cat", "dog"]}
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_a_table_of_another_encoding_is_named(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes("file,labels\na.wav,völ\n".encode(encoding))
+    with pytest.raises(ValueError, match="labels: expected UTF-8 in"):
+        labelled_files(tmp_path / "t.csv", tmp_path)
+
+
 WRONG = {
     "no table": (None, "there is no"),
     "no header": ("a.wav,dog\n", "missing file and labels"),
@@ -91,11 +114,12 @@ WRONG = {
     "no name": ("file,labels\n,dog\n", "line 2 of .*expected the name of a file"),
     "another split": (
         "file,labels,split\na.wav,dog,night\n",
-        "line 2 of .*one of train, validation, test, got 'night'",
+        "line 2 of .*one of train, validation, valid, val, test, got 'night'",
     ),
     "one split missing": ("file,labels,split\na.wav,dog,train\nb.wav,dog,\n", "line 3 of .*got ''"),
     "two splits": ("file,labels,split\na.wav,dog,train\na.wav,cat,test\n", "line 3 of .*a.wav in one split"),
-    "no label at all": ("file,labels\na.wav,\n", "at least 1 classes"),
+    "no label at all": ("file,labels\na.wav,\n", "at least 1 class in"),
+    "labels that are not quoted": ("file,labels\na.wav,dog,cat\n", "line 2 of .*expected a cell for each of the 2"),
     "nothing to train on": ("file,labels,split\na.wav,dog,train\nb.wav,cat,test\n", "got none of 'cat'"),
 }
 

@@ -13,6 +13,7 @@ from support.training_runs import HERTZ, arguments, write_tones
 
 from septr_fast import ComplexSpectrogram, LogMel, SepTr, hub, reference
 from septr_fast.adopt import checkpoints
+from training.data import preparation
 from training.learning import start
 from training.options import Options, parse
 
@@ -74,13 +75,14 @@ def test_clips_may_be_longer(tmp_path: Path) -> None:
     wanted = model()
     wanted.resize_positions((8, 16))
     assert is_as_saved(found, wanted, head=True)
-    assert "1 tables of positions interpolated" in said
+    assert "positions interpolated in 1 of them" in said
 
 
 CONTRADICTIONS = [
     (["--depth", 2], "depth: expected 1, that of .*, got 2"),
     (["--rate", 8000], "rate: expected 4000"),
     (["--pool", 2, 2], r"pool: expected \(1, 2\)"),
+    (["--frames", 16, "--seconds", 0.25], "seconds: expected 0.5 for 16 frames of the front-end of .*, got 0.25"),
 ]
 
 
@@ -92,10 +94,12 @@ def test_what_contradicts_a_checkpoint_is_named(
         start.completed({**_given(more), "from_": checkpoint(tmp_path / "c.safetensors")})
     with pytest.raises(SystemExit):
         options(tmp_path / "c.safetensors", *more)
-    assert "that of" in capsys.readouterr().err
+    assert ": expected" in capsys.readouterr().err
 
 
 def _given(more: list[object]) -> dict[str, Any]:
+    if len(more) == 4:
+        return {**_given(more[:2]), **_given(more[2:])}
     name, *values = more
     return {str(name).strip("-"): tuple(values) if len(values) > 1 else values[0]}
 
@@ -119,6 +123,7 @@ WRAPPED = {
     "of DistributedDataParallel": lambda state: {f"module.{key}": value for key, value in state.items()},
     "of Lightning": lambda state: {"epoch": 3, "state_dict": {f"model.{key}": value for key, value in state.items()}},
     "compiled": lambda state: {"model": {f"module._orig_mod.{key}": value for key, value in state.items()}},
+    "compiled around DistributedDataParallel": lambda state: {f"_orig_mod.module.{k}": x for k, x in state.items()},
     "in half": lambda state: {key: value.half().float().half() for key, value in state.items()},
 }
 
@@ -156,9 +161,14 @@ def _pickled_code(path: Path) -> None:
 
 WRONG: dict[str, tuple[str, Any, str]] = {
     "no file": ("gone.pt", lambda path: None, "there is no"),
-    "a pickle with code": ("c.pt", _pickled_code, "from: expected a state dict"),
-    "no tensors": ("c.pt", lambda path: torch.save({"a": 1}, path), "expected a state dict, names and tensors"),
-    "broken": ("c.pt", lambda path: path.write_bytes(b"PK"), "expected a state dict"),
+    "a pickle with code": ("c.pt", _pickled_code, r"from: expected model.state_dict\(\) saved"),
+    "no tensors": (
+        "c.pt",
+        lambda path: torch.save({"a": 1}, path),
+        "expected a state dict, names and tensors, in .*, got a",
+    ),
+    "broken": ("c.pt", lambda path: path.write_bytes(b"PK\x03\x04"), r"expected model.state_dict\(\) saved"),
+    "none of both": ("c.pt", lambda path: path.write_bytes(b"PK"), "from: expected a checkpoint, safetensors or what"),
     "broken safetensors": ("c.safetensors", lambda path: path.write_bytes(b"PK"), "readable safetensors file"),
     "an empty folder": ("c", lambda path: path.mkdir(), "expected config.json and model.safetensors"),
 }
@@ -192,6 +202,33 @@ def test_front_ends_that_do_not_fit(tmp_path: Path) -> None:
     path = checkpoint(tmp_path / "complex", front_end=ComplexSpectrogram(4000, fft_size=32, hop=125, frames=8))
     with pytest.raises(ValueError, match="input_size: expected 17 along the height"):
         start.completed({"from_": path, "mels": 16})
+
+
+def test_weights_that_are_not_finite_are_named(tmp_path: Path) -> None:
+    state = model().state_dict()
+    state["transformer.0.pos_embedding_h"][0, 0, 1, 2] = float("nan")
+    torch.save(state, tmp_path / "c.pt")
+    with pytest.raises(ValueError, match=r"from: expected finite weights in .*transformer\.0\.pos_embedding_h"):
+        loaded(tmp_path / "c.pt")
+
+
+def test_a_run_does_not_overwrite_what_it_starts_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        options(checkpoint(tmp_path / "septr.safetensors"), "--out", tmp_path)
+    assert "out: expected another folder than that of the weights" in capsys.readouterr().err
+
+
+def test_a_start_that_fails_begins_no_run(tones: Path, tmp_path: Path) -> None:
+    """The folder may be given again once the options are right."""
+    torch.save(model().state_dict(), tmp_path / "c.pt")
+    for more, message in (
+        ((), "its sizes are given as options"),
+        (("--frequency-width", 12), "frequency_width: expected 1 up to bins, 8"),
+    ):
+        command = arguments(tones, tmp_path / "run", "--from", tmp_path / "c.pt", "--depth", 2 - len(more) // 2, *more)
+        with pytest.raises(ValueError, match=message):
+            preparation.begin(parse(command), torch.device("cpu"))
+        assert not (tmp_path / "run").exists()
 
 
 def test_freezing_needs_weights(capsys: pytest.CaptureFixture[str]) -> None:
@@ -231,7 +268,9 @@ def test_the_head_alone_is_trained(processes: int, tones: Path, tmp_path: Path) 
         str(part) for part in only(tmp_path / "run", "--data", tones, "--from", path, "--freeze", "--parallel", "fsdp2")
     ]
     assert training_runs.run(command, ("terminate", 5), processes) == 128 + 15
+    path.rename(tmp_path / "moved")  # The run holds what it needs of it.
     assert training_runs.run(command, None, processes) == 0
+    (tmp_path / "moved").rename(path)
     bundle = checkpoints.load(tmp_path / "run" / "septr.safetensors")
     assert bundle.classes == CLASSES
     assert bundle.front_end.settings == front_end.settings

@@ -53,23 +53,30 @@ def labels_of(clips: Iterable[Clip]) -> set[int]:
 
 
 def assemble(
-    name: str, classes: Sequence[str], splits: Mapping[str, Iterable[Clip]], folder: Path, least: int = 2
+    name: str,
+    classes: Sequence[str],
+    splits: Mapping[str, Iterable[Clip]],
+    folder: Path,
+    least: int = 2,
+    subject: str = "folder",
 ) -> DataSet:
-    """A data set of `splits`, sorted by path; splits that are not given are empty.
+    """A data set of `splits`, sorted by path; splits that are not given are empty. Errors name `subject`.
 
     Raises:
         ValueError: for fewer than `least` classes, or a class without clips to train on; `folder` is in the message.
     """
     if len(classes) < least:
         found = ", ".join(map(repr, classes)) or "none"
-        raise ValueError(f"folder: expected at least {least} classes in {folder}, got {len(classes)}: {found}")
+        raise ValueError(
+            f"{subject}: expected at least {least} class{'es' if least > 1 else ''} in {folder}, got {len(classes)}: {found}"
+        )
     lists = {split: tuple(sorted(splits.get(split, ()), key=_order)) for split in SPLITS}
     trained = labels_of(lists["train"])
     untrained = [repr(class_name) for label, class_name in enumerate(classes) if label not in trained]
     if untrained:
         raise ValueError(
-            f"folder: expected clips of every class to train on in {folder}, got none of {few(untrained)}: add some, "
-            "or take the class out"
+            f"{subject}: expected clips of every class to train on in {folder}, got none of {few(untrained)}: "
+            "add some, or take the class out"
         )
     for split, clips in lists.items():
         if not clips and any(lists.values()):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from septr_fast import LogMel, dataset_statistics
+from septr_fast import LogMel, dataset_statistics, reference
 from septr_fast.audio.spectrogram import Spectrogram
 from septr_fast.progress import track
 from training import options
@@ -31,7 +31,6 @@ from training.options import Options
 from training.state import write_json
 from training.stopping import leave_signals_to_the_main_process
 
-_RUN = "run.json"
 _VERSION = 2
 _LEAST_FFT = 1024
 
@@ -78,16 +77,15 @@ def begin(settings: Options, device: torch.device) -> None:
     Raises:
         ValueError: for a folder that holds no data set, or one of which nothing can be used.
     """
-    if (settings.out / _RUN).exists():
+    if (settings.out / start.RUN).exists():
         return
+    found = _found(settings)
+    activation = _activation(settings, found)
+    settings.augmentation()  # It checks its options.
+    known, model = _of_start(settings, found.classes)
     settings.out.mkdir(parents=True, exist_ok=True)
-    data, skipped = scan(
-        _found(settings), settings.out / "skipped.json", workers=max(settings.workers, 1), rate=settings.rate
-    )
+    data, skipped = scan(found, settings.out / "skipped.json", workers=max(settings.workers, 1), rate=settings.rate)
     _logger.info("%s", data_sets.summary(data))
-    origin = None if settings.from_ is None else start.read(settings.from_)
-    known = None if origin is None else start.front_end(origin, (settings.mels, settings.frames))
-    described = {} if origin is None or origin.arguments is None else origin.arguments
     content = {
         "version": _VERSION,
         "options": settings.as_json(),
@@ -96,12 +94,12 @@ def begin(settings: Options, device: torch.device) -> None:
         "splits": {
             split: [[str(clip.path.absolute()), clip.labels] for clip in clips] for split, clips in data.splits.items()
         },
-        "activation": _activation(settings, data),
+        "activation": activation,
         "front_end": known or _log_mel_of(data, settings, device),
-        "model": {**described, **settings.model_arguments(len(data.classes)), "return_cls": False},
+        "model": model,
         "skipped": [{"file": str(skip.path), "reason": skip.reason} for skip in skipped],
     }
-    write_json(settings.out / _RUN, content)
+    write_json(settings.out / start.RUN, content)
 
 
 def check_options(settings: Options) -> None:
@@ -110,7 +108,7 @@ def check_options(settings: Options) -> None:
     Raises:
         ValueError: naming each of them.
     """
-    if (settings.out / _RUN).exists():
+    if (settings.out / start.RUN).exists():
         began = _read(settings.out)
         if began.get("version") != _VERSION:
             raise ValueError(f"out: expected a run of this version, {settings.out} is of another; give another --out")
@@ -129,7 +127,7 @@ def read(settings: Options) -> Preparation:
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((folder / _RUN).read_text(encoding="utf-8"))
+    content: dict[str, Any] = json.loads((folder / start.RUN).read_text(encoding="utf-8"))
     return content
 
 
@@ -141,11 +139,26 @@ def _found(settings: Options) -> DataSet:
     return spoken.spoken_words(settings.speech, settings.words, rates=settings.speaking_rates, pitches=settings.pitches)
 
 
+def _of_start(settings: Options, classes: tuple[str, ...]) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """The front-end that came with the weights to start from, None without, and the arguments of the model.
+
+    Raises:
+        ValueError: for weights that do not fit the model.
+    """
+    if settings.from_ is None:
+        return None, settings.model_arguments(len(classes))
+    origin = start.read(settings.from_)
+    model = {**(origin.arguments or {}), **settings.model_arguments(len(classes)), "return_cls": False}
+    with torch.device("meta"):
+        start.load(origin, reference.SepTr(**model), classes)
+    return start.front_end(origin, (settings.mels, settings.frames)), model
+
+
 def _activation(settings: Options, data: DataSet) -> str:
     """What the options ask for, or what fits the labels."""
     if settings.activation == "softmax" and not data.has_one_label_each:
         raise ValueError(
-            "activation: expected sigmoid for one class, or clips that have not one label each, got softmax"
+            "activation: expected sigmoid, for there is one class, or clips have several labels or none; got softmax"
         )
     if settings.activation != "auto":
         return settings.activation

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
+import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from septr_fast.audio.clips import AUDIO_SUFFIXES
 from training.data import splitting
@@ -14,6 +16,7 @@ from training.data.clip_lists import SPLIT_NAMES, SPLITS, Clip, DataSet, assembl
 COLUMNS = {"file": ("file", "filename", "path", "fname"), "labels": ("labels", "label"), "split": ("split",)}
 """What a column holds, and its names, in any case."""
 
+_NAMED = [name for names in SPLIT_NAMES.values() for name in names]
 _BETWEEN_COLUMNS = ",;\t"
 _BETWEEN_LABELS = ";|,"
 """The first of these that any row's labels hold parts them: names may have commas where something else does."""
@@ -40,7 +43,7 @@ def labelled_files(table: Path, folder: Path, shares: tuple[float, float] = (0.1
     labels: dict[Path, set[str]] = defaultdict(set)
     splits: dict[Path, str] = {}
     for line, name, own, split in _rows(table):
-        path = Path(name)
+        path = _found(folder, name)
         labels[path] |= own
         if splits.setdefault(path, split) != split:
             raise ValueError(
@@ -50,30 +53,39 @@ def labelled_files(table: Path, folder: Path, shares: tuple[float, float] = (0.1
     if not any(splits.values()):
         groups: dict[str, set[str]] = defaultdict(set)
         for path, own in labels.items():
-            groups[_group(path)] |= own
+            groups[_group(path, folder)] |= own
         found = splitting.by_hash(groups, shares, seed)
-        splits = {path: found[_group(path)] for path in labels}
+        splits = {path: found[_group(path, folder)] for path in labels}
     clips: dict[str, list[Clip]] = {split: [] for split in SPLITS}
     for path, own in labels.items():
-        clips[splits[path]].append(Clip(_found(folder / path), tuple(sorted(map(classes.index, own)))))
-    return assemble("labels", classes, clips, table, least=1)
+        clips[splits[path]].append(Clip(path, tuple(sorted(map(classes.index, own)))))
+    return assemble("labels", classes, clips, table, least=1, subject="labels")
 
 
-def _group(path: Path) -> str:
-    """What stays in one split: the recordings of a speaker in one folder."""
-    return path.with_name(splitting.speaker(path)).as_posix()
+def _group(path: Path, folder: Path) -> str:
+    """What stays in one split: the recordings of a speaker in one folder, wherever `folder` lies."""
+    return Path(os.path.relpath(path, folder)).with_name(splitting.speaker(path)).as_posix()
 
 
 def _rows(table: Path) -> Iterator[tuple[int, str, set[str], str]]:
     """Line, file, labels and split, "" for none, of each row."""
     if not table.is_file():
         raise ValueError(f"labels: expected a table of files and labels, there is no {table}")
-    with table.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-        header = file.readline()
-        file.seek(0)
-        reader = csv.DictReader(file, delimiter=max(_BETWEEN_COLUMNS, key=header.count))
-        columns = _columns(table, reader.fieldnames or ())
-        rows = [(reader.line_num, {what: row[name] or "" for what, name in columns.items()}) for row in reader]
+    try:
+        text = table.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        found = f"byte {error.object[error.start]} at {error.start}"
+        raise ValueError(f"labels: expected UTF-8 in {table}, got {found}") from error
+    mark = max(_BETWEEN_COLUMNS, key=text.partition("\n")[0].count)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=mark, skipinitialspace=True)
+    columns, rows = _columns(table, reader.fieldnames or ()), []
+    for row in reader:
+        if any(cell.strip() for cell in row.pop(None, None) or ()):
+            raise ValueError(
+                f"labels: line {reader.line_num} of {table}: expected a cell for each of the {len(row)} columns, "
+                "got more: labels that hold what parts the columns have to be quoted"
+            )
+        rows.append((reader.line_num, {what: row[name] or "" for what, name in columns.items()}))
     between = next((mark for mark in _BETWEEN_LABELS if any(mark in row["labels"] for _, row in rows)), ",")
     has_splits = any(row.get("split", "").strip() for _, row in rows)
     for line, row in rows:
@@ -83,7 +95,7 @@ def _rows(table: Path) -> Iterator[tuple[int, str, set[str], str]]:
         split = _split(row.get("split", "").strip().lower()) if has_splits else ""
         if split is None:
             raise ValueError(
-                f"labels: line {line} of {table}: expected a split, one of {', '.join(SPLITS)}, got {row['split']!r}"
+                f"labels: line {line} of {table}: expected a split, one of {', '.join(_NAMED)}, got {row['split']!r}"
             )
         yield line, name, {label.strip() for label in row["labels"].split(between) if label.strip()}, split
 
@@ -105,8 +117,14 @@ def _split(name: str) -> str | None:
     return next((split for split, names in SPLIT_NAMES.items() if name in names), None)
 
 
-def _found(path: Path) -> Path:
-    """`path`, with a suffix where only that is missing; whether there is such a file is found out when it is read."""
+def _found(folder: Path, name: str) -> Path:
+    """The file that is called `name`, by one path however it is written; it may lack its suffix.
+
+    Whether there is such a file is found out when it is read.
+    """
+    path = Path(os.path.abspath(folder / name))
+    if "\\" in name and not path.is_file():
+        path = Path(os.path.abspath(folder / PureWindowsPath(name)))
     if path.suffix.lower() in AUDIO_SUFFIXES or path.is_file():
         return path
     named = (path.with_name(path.name + suffix) for suffix in sorted(AUDIO_SUFFIXES))

@@ -52,6 +52,7 @@ class Learner:
         classes: their names.
         objective: what the model is asked for.
         accelerator: which places the model and shares the work.
+        starts: whether it takes the weights to start from; otherwise those of a saved state are going to be loaded.
 
     Attributes:
         module: the model without a wrapper; its parameters are sharded under FSDP2.
@@ -71,10 +72,11 @@ class Learner:
         classes: tuple[str, ...],
         objective: Objective,
         accelerator: Accelerator,
+        starts: bool = True,
     ) -> None:
         self.name, self.options, self.objective, self.accelerator = name, options, objective, accelerator
         self.module = build(name, arguments, options.seed)
-        if options.from_ is not None:
+        if options.from_ is not None and starts:
             _logger.info("%s: %s", name, start.load(start.read(options.from_), self.module, classes))
         if options.freeze:
             for key, parameter in self.module.named_parameters():

@@ -19,13 +19,19 @@ from septr_fast.audio import front_ends
 from septr_fast.reference import size_pair
 from septr_fast.resizing import resize_state
 
-_TENSORS = (".pt", ".pth", ".bin", ".ckpt")
+_PICKLED = (b"PK\x03\x04", b"\x80\x02\x8a\x0a")
+"""How what `torch.save` wrote begins, now and in former years."""
 _NESTED = ("state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 _HOW = ("formulation", "backend")
 """What of a configuration says how a model is computed."""
 _FREE = ("dropout", "frames", "mels", "seconds")
 """What a run may have otherwise than the checkpoint: it is resized, or no weight depends on it."""
+
+
+DEFAULT_OUT, RUN = Path("examples/out/run"), "run.json"
+"""Where a run is by default, and what in its folder it begins with."""
+_DECIDED = ("depth", "dim", "heads", "dim_head", "mlp_dim", "pool", "dropout", "mels", "frames", "rate", "seconds")
 
 
 @dataclass(frozen=True)
@@ -59,9 +65,13 @@ def read(path: Path) -> Start:
         return _folder(path)
     if not path.exists():
         raise FileNotFoundError(f"from: expected weights, there is no {path}")
-    if path.suffix.lower() in _TENSORS:
-        return Start(path, _plain(path, _unpickled(path)))
-    metadata, state = checkpoints.contents(path)
+    with path.open("rb") as file:
+        if file.read(4) in _PICKLED:
+            return Start(path, _plain(path, _unpickled(path)))
+    try:
+        metadata, state = checkpoints.contents(path)
+    except ValueError as error:
+        raise ValueError(f"from: expected a checkpoint, safetensors or what torch.save wrote: {error}") from error
     if checkpoints.ENTRY not in metadata:
         return Start(path, _plain(path, state))
     bundle = checkpoints.load(path)
@@ -73,16 +83,26 @@ def read(path: Path) -> Start:
 def completed(given: Mapping[str, Any]) -> dict[str, Any]:
     """The options `given` on the command line, with those that the weights to start from decide.
 
+    A run that has begun holds them itself: its weights are not read again.
+
     Raises:
         ValueError: for an option that the weights contradict, naming it; and as `read` does.
         OSError, ImportError: as `read` does.
     """
+    begun = given.get("out", DEFAULT_OUT) / RUN
+    if begun.exists():
+        stored = json.loads(begun.read_text(encoding="utf-8")).get("options", {})
+        return {**{name: _tupled(stored[name]) for name in _DECIDED if name in stored}, **given}
     start = read(given["from_"])
     described = _options(start, given)
     for name, value in described.items():
         if name in given and name not in _FREE and given[name] != value:
             raise ValueError(f"{name}: expected {value}, that of {start.path}, got {given[name]}")
     return {**described, **given}
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def front_end(start: Start, input_size: tuple[int, int]) -> dict[str, Any] | None:
@@ -115,12 +135,17 @@ def load(start: Start, model: reference.SepTr, classes: tuple[str, ...]) -> str:
     }
     texts = [f"{len(keys)} {fault}, like {keys[0]}" for fault, keys in faults.items() if keys]
     if texts:
-        raise ValueError(f"from: expected the weights of this model in {start.path}, got {'; '.join(texts)}")
+        hint = "" if start.arguments else "; its sizes are given as options, like --depth and --dim"
+        raise ValueError(f"from: expected the weights of this model in {start.path}, got {'; '.join(texts)}{hint}")
+    for key, value in taken.items():
+        if not bool(value.isfinite().all()):
+            raise ValueError(f"from: expected finite weights in {start.path}, got NaN or infinity in {key}")
     model.load_state_dict({**own, **taken})
     resized = sum(state[key] is not start.state[key] for key in taken)
     head = "the head too" if kept else f"the head is new, for {len(classes)} classes"
     names = " (the file has no names of classes, as many as these)" if kept and start.classes is None else ""
-    more = f", {resized} tables of positions interpolated" if resized else ""
+    more = f", positions interpolated in {resized} of them" if resized else ""
+    more += "" if start.arguments else ", heads and axes by the options"
     return f"{len(taken)} tensors of {start.path} are loaded{more}; {head}{names}"
 
 
@@ -154,14 +179,21 @@ def _sound(start: Start, described: Mapping[str, Any], given: Mapping[str, Any])
     if "seconds" in given and "frames" not in given and 0 < given["seconds"] < math.inf:
         found["frames"] = max(round(given["seconds"] * sound.sample_rate / sound.hop), 1)
     size = (given.get("mels", described["mels"]), given.get("frames", found.get("frames", described["frames"])))
-    resized = front_ends.build(front_ends.resized(start.front_end or {}, size))
-    return {**found, "seconds": resized.span / sound.sample_rate}
+    seconds = front_ends.build(front_ends.resized(start.front_end or {}, size)).span / sound.sample_rate
+    if {"seconds", "frames"} <= given.keys() and abs(given["seconds"] - seconds) > sound.hop / sound.sample_rate:
+        raise ValueError(
+            f"seconds: expected {seconds:g} for {size[1]} frames of the front-end of {start.path}, "
+            f"got {given['seconds']}"
+        )
+    return {**found, "seconds": seconds}
 
 
 def _folder(path: Path) -> Start:
     file, weights = path / "config.json", path / "model.safetensors"
     if not (file.is_file() and weights.is_file()):
-        raise ValueError(f"from: expected config.json and model.safetensors, as of the Hub, in the folder {path}")
+        found = ", ".join(sorted(str(each) for each in path.glob("*.safetensors")))
+        hint = f"; the folder of a run holds {found}" if found else ""
+        raise ValueError(f"from: expected config.json and model.safetensors, as of the Hub, in the folder {path}{hint}")
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
         with torch.device("meta"):
@@ -175,7 +207,8 @@ def _unpickled(path: Path) -> object:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(f"from: expected a state dict in {path}, got {type(error).__name__}: {error}") from error
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise ValueError(f"from: expected model.state_dict() saved in {path}: {reason}") from error
 
 
 def _plain(path: Path, content: object) -> dict[str, Tensor]:
@@ -184,9 +217,9 @@ def _plain(path: Path, content: object) -> dict[str, Tensor]:
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
             content = content[name]
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"from: expected a state dict, names and tensors, in {path}")
+        found = ", ".join(map(str, list(content)[:5])) if isinstance(content, Mapping) else type(content).__name__
+        raise ValueError(f"from: expected a state dict, names and tensors, in {path}, got {found}")
     state = {str(key): value.float() for key, value in content.items()}
-    for prefix in _PREFIXES:
-        if state and all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    while prefix := next((mark for mark in _PREFIXES if state and all(key.startswith(mark) for key in state)), None):
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state
