@@ -68,7 +68,8 @@ def assemble(
     if len(classes) < least:
         found = ", ".join(map(repr, classes)) or "none"
         raise ValueError(
-            f"{subject}: expected at least {least} class{'es' if least > 1 else ''} in {folder}, got {len(classes)}: {found}"
+            f"{subject}: expected at least {least} class{'es' if least > 1 else ''} in {folder}, "
+            f"got {len(classes)}: {found}"
         )
     lists = {split: tuple(sorted(splits.get(split, ()), key=_order)) for split in SPLITS}
     trained = labels_of(lists["train"])
