@@ -21,7 +21,7 @@ def fold_mlp(transformer: Transformer) -> Mlp:
     return Mlp(
         eps=norm.eps,
         hidden_weight=weight * norm.weight.to(dtype),
-        hidden_bias=nn.functional.linear(norm.bias.to(dtype), weight, hidden.bias.to(dtype)),
+        hidden_bias=hidden.bias.to(dtype) + weight @ norm.bias.to(dtype),
         out_weight=weight_of(out).to(dtype),
         out_bias=out.bias.to(dtype),
     )

@@ -175,7 +175,7 @@ def folded_out_bias(weights: AttentionWeights) -> Tensor:
     value_bias = weights.value @ weights.beta
     if weights.out_weight is None or weights.out_bias is None:
         return value_bias
-    return nn.functional.linear(value_bias, weights.out_weight, weights.out_bias)
+    return weights.out_bias + weights.out_weight @ value_bias
 
 
 def read_dropout(transformer: Transformer) -> Dropout:
