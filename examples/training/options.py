@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from septr_fast.adopt.checkpoints import ACTIVATIONS
 from training.data import spoken
 from training.data.augmentation import Augmentation
 from training.data.data_sets import LAYOUTS
 from training.learning import start
-from training.learning.objective import ACTIVATIONS
 
 MODELS = ("septr", "reference")
 

@@ -21,7 +21,7 @@ def test_a_macs_gpu_is_left_before_float64() -> None:
 
 
 @pytest.mark.parametrize("kind", [LogMel, ComplexSpectrogram])
-def test_front_ends_are_made_on_the_cpu_whatever_the_default(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_front_ends_are_made_on_the_cpu_whatever_the_default(kind: Any) -> None:
     """PyTorch's default device may be one without float64: nothing is computed there, finished tables are moved."""
     computed: list[torch.device] = []
 

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-ACTIVATIONS = ("softmax", "sigmoid")
-
 
 @dataclass(frozen=True)
 class Objective:

@@ -27,11 +27,10 @@ _HOW = ("formulation", "backend")
 """What of a configuration says how a model is computed."""
 _FREE = ("dropout", "frames", "mels", "seconds")
 """What a run may have otherwise than the checkpoint: it is resized, or no weight depends on it."""
-
-
 DEFAULT_OUT, RUN = Path("examples/out/run"), "run.json"
 """Where a run is by default, and what in its folder it begins with."""
 _DECIDED = ("depth", "dim", "heads", "dim_head", "mlp_dim", "pool", "dropout", "mels", "frames", "rate", "seconds")
+"""Options that the file of the weights may say."""
 
 
 @dataclass(frozen=True)
