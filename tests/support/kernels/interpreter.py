@@ -80,6 +80,8 @@ def install() -> None:
 def _refuse_bfloat16_arithmetic(stock: Any) -> None:
     import triton.language as tl
 
+    handle, bfloat16 = stock.TensorHandle, tl.bfloat16.name
+
     def refuse(name: str) -> None:
         raise TypeError(f"{name} on bfloat16, which the interpreter computes on bit patterns: convert to float32 first")
 
@@ -87,7 +89,7 @@ def _refuse_bfloat16_arithmetic(stock: Any) -> None:
         @wraps(operation)
         def checked(self: Any, *arguments: Any, **keywords: Any) -> Any:
             for argument in (*arguments, *keywords.values()) if keywords else arguments:
-                if isinstance(argument, stock.TensorHandle) and argument.dtype.scalar.name == tl.bfloat16.name:
+                if type(argument) is handle and argument.dtype.scalar.name == bfloat16:
                     refuse(name)
             return operation(self, *arguments, **keywords)
 
@@ -217,7 +219,7 @@ def _check_overflow(stock: Any) -> None:
             return None
         values = operations[operation.__name__](lhs.handle.data, rhs.handle.data, dtype=np.int64)
         if values.size and not kind.get_int_min_value() <= values.min() <= values.max() <= kind.get_int_max_value():
-            raise OverflowError(f"int{kind.int_bitwidth} overflow in {operation.__name__}")
+            raise OverflowError(f"int{kind.int_bitwidth} overflow in {operations[operation.__name__].__name__}")
         return None
 
     TritonSemantic.binary_op_sanitize_overflow_impl = check_at_once

@@ -143,7 +143,7 @@ def trace_accesses(bounds: Bounds = "elements") -> Iterator[Trace]:
     trace = Trace()
     extents: list[_Extent] = []
     program = 0
-    builder, executor = stock.InterpreterBuilder, stock.GridExecutor
+    builder, executor, handle = stock.InterpreterBuilder, stock.GridExecutor, stock.TensorHandle
     load, store = builder.create_masked_load, builder.create_masked_store
     set_program, execute, convert = builder.set_grid_idx, executor.__call__, stock._implicit_cvt
 
@@ -180,8 +180,8 @@ def trace_accesses(bounds: Bounds = "elements") -> Iterator[Trace]:
         def operate(self: Any, *arguments: Any) -> Any:
             result = operation(self, *arguments)
             for argument in arguments:
-                if isinstance(argument, stock.TensorHandle) and "extent" in argument.attr:
-                    result.set_attr("extent", argument.attr["extent"])
+                if type(argument) is handle and "extent" in argument.attr:
+                    result.attr["extent"] = argument.attr["extent"]
             return result
 
         return operate
