@@ -283,7 +283,7 @@ class _Operators:
         return operate
 
     def _plan(self, left: Any, right: Any, result: Any, arithmetic: bool, reflected: bool) -> _Plan | None:
-        """What was done, where it can be done at once: not with bfloat16, whose values the interpreter keeps as bits."""
+        """What was done, where it can be done at once: not with bfloat16, which the interpreter keeps as bits."""
         tl, numeric = self.stock.tl, type(right) is not self.stock.tl.core.tensor
         kinds = [left.dtype] if numeric else [left.dtype, right.dtype]
         types = left.type, None if numeric else right.type
