@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import subprocess
 import sys
-import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ triton = pytest.importorskip("triton")
 tl = triton.language
 
 OPERATORS = ("add", "sub", "mul", "truediv", "and", "lt", "ne")
+ROOT = Path(__file__).resolve().parents[2]
+POINTERS = ("forth", "back", "in front", "compared")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.uint8, torch.int32, torch.int64)
 NUMBERS = (3, -2, 1 << 40, -0.0, 2.5)
 SLOW = """
@@ -23,6 +26,7 @@ from support.kernels import interpreter, quick_interpreter
 with mock.patch.object(quick_interpreter, "install"):
     interpreter.install()
 import json
+import os
 from helpers.test_quick_interpreter import every_result
 print(json.dumps(every_result()))
 """
@@ -70,28 +74,52 @@ def operator_kernel(left_ptr, right_ptr, out_ptr, OPERATION: tl.constexpr, NUMBE
         tl.store(out_ptr + 64 + turn, one.to(tl.float64))
 
 
+@triton.jit
+def pointer_kernel(left_ptr, right_ptr, out_ptr, OPERATION: tl.constexpr):
+    offs, pointers = tl.arange(0, 4), left_ptr + 8 + tl.arange(0, 4)
+    for turn in range(2):
+        if OPERATION == "forth":
+            moved, one = pointers + turn, left_ptr + turn
+        elif OPERATION == "back":
+            moved, one = pointers - turn * offs, left_ptr + 8 - turn
+        elif OPERATION == "in front":
+            moved, one = turn * offs + pointers, turn + left_ptr
+        else:
+            moved, one = pointers[:, None] - offs[None, :] > pointers[:, None], left_ptr < pointers
+        if OPERATION == "compared":
+            tl.store(out_ptr + turn * 16 + offs[:, None] * 4 + offs[None, :], moved.to(tl.float64))
+        else:
+            tl.store(out_ptr + turn * 8 + offs, tl.load(moved).to(tl.float64))
+            tl.store(out_ptr + 64 + turn, tl.load(one).to(tl.float64))
+
+
 def result(operation: str, left: torch.dtype, right: torch.dtype | None, number: object, first: bool) -> object:
     """What the kernel writes, twice 32 values and two, in words; of an error its kind."""
     torch.manual_seed(1)
     one, other = ((torch.randn(16) * 3 + 4).to(dtype) for dtype in (left, left if right is None else right))
-    out = torch.empty(66, dtype=torch.float64)
+    out = torch.zeros(66, dtype=torch.float64)
     try:
-        operator_kernel[(1,)](one, other, out, OPERATION=operation, NUMBER=number, FIRST=first)
+        if operation in POINTERS:
+            pointer_kernel[(1,)](one, other, out, OPERATION=operation)
+        else:
+            operator_kernel[(1,)](one, other, out, OPERATION=operation, NUMBER=number, FIRST=first)
     except triton.runtime.errors.InterpreterError as error:
         return str(error)[:40]
     return out.numpy().tobytes().hex()
 
 
 def every_result() -> dict[str, object]:
-    """Of every operator with every two types, and with every type and number on both sides."""
+    """Of every operator with every two types, and with every type and number on both sides; of moved pointers."""
     two = ((one, other, None, False) for one, other in itertools.product(DTYPES, DTYPES))
     with_number = ((one, None, number, first) for one in DTYPES for number in NUMBERS for first in (False, True))
     cases = [(operation, *case) for case in (*two, *with_number) for operation in OPERATORS]
+    cases += [(operation, dtype, None, None, False) for dtype in DTYPES for operation in POINTERS]
     return {str(case): result(*case) for case in cases}
 
 
 def test_operators_do_as_the_slow_ones() -> None:
-    run = subprocess.run([sys.executable, "-c", textwrap.dedent(SLOW)], capture_output=True, text=True, check=True)
+    found_by = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT / "tests", ROOT)))}
+    run = subprocess.run([sys.executable, "-c", SLOW], env=found_by, capture_output=True, text=True, check=True)
     expected, found = json.loads(run.stdout), every_result()
     assert len(set(expected.values())) > 150
     assert {case: value for case, value in found.items() if value != expected[case]} == {}

@@ -88,8 +88,13 @@ CHANGES: dict[str, tuple[Change, str]] = {
         lambda m: attention(m).to_out.__setitem__(0, seeded(lambda: Scaled(8, 12))),
         "layers.0.0.fn.to_out.0 is Scaled, not Linear",
     ),
-    "no output": (lambda m: setattr(attention(m), "to_out", seeded(lambda: nn.Linear(8, 12))), "to_out is Linear"),
+    "no output": (
+        lambda m: setattr(attention(m), "to_out", seeded(lambda: nn.Linear(8, 12))),
+        "Linear, not Sequential",
+    ),
     "activation": (lambda m: net(m).__setitem__(1, nn.ReLU()), "layers.0.1.fn.net.1 is ReLU, not GELU"),
+    "activation for dropout": (lambda m: net(m).__setitem__(2, nn.ReLU()), "layers.0.1.fn.net.2 is ReLU, not Identity"),
+    "no dropout": (lambda m: net(m).__delitem__(4), "layers.0.1.fn.net.4 is not there"),
     "tanh": (lambda m: setattr(net(m)[1], "approximate", "tanh"), "net.1 approximates GELU by tanh"),
     "no hidden bias": (
         lambda m: net(m).__setitem__(0, seeded(lambda: nn.Linear(12, 12, bias=False))),
@@ -258,6 +263,19 @@ def test_it_is_logged_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest
         for _ in range(2):
             model(spectrograms(CONFIG, 1))
     assert caplog.messages == ["the transformer along the height runs as written: layers.0.0.fn.to_qkv has a bias"]
+
+
+def test_a_single_full_head_without_a_projection_is_folded() -> None:
+    model = SepTr(**SMALL["single full head"])
+    assert WRITTEN not in {step.formulation for step in model.plan().steps}
+
+
+def test_two_heads_without_a_projection_run_as_written() -> None:
+    config = {**SMALL["square"], "depth": 1}
+    expected, model = changed_pair(lambda m: setattr(attention(m), "to_out", nn.Identity()), config)
+    x = spectrograms(config, batch=2)
+    assert worst(gradients(model, x), gradients(expected, x))[0] < 1e-10
+    assert "to_out is Identity, not Sequential" in str(model.plan().steps[0].reason)
 
 
 def test_dropout_that_is_gone_is_folded() -> None:

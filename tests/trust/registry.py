@@ -24,6 +24,7 @@ FILES = {
     "mutation": (
         "kernels/*.py",
         "tests/network/test_submodules.py",
+        "tests/network/test_surgery.py",
         "tests/algebra/test_folding.py",
         "tests/passes/test_merged_training.py",
     ),

@@ -262,9 +262,6 @@ class _Operators:
         """`call`, the operator `name`, after the first time by its plan."""
         plans: dict[Any, _Plan | None] = {}
         tensor, constexpr = self.stock.tl.core.tensor, self.stock.tl.core.constexpr
-        bare = name.strip("_")
-        reflected = bare in REFLECTED
-        arithmetic = bare.removeprefix("r") in ARITHMETIC
 
         def operate(left: Any, right: Any) -> Any:
             if type(right) is constexpr:
@@ -277,17 +274,17 @@ class _Operators:
                 return call(left, right)
             self.asked.clear()
             result = call(left, right)
-            plans[key] = self._plan(left, right, result, arithmetic, reflected)
+            plans[key] = self._plan(name, left, right, result)
             return result
 
         return operate
 
-    def _plan(self, left: Any, right: Any, result: Any, arithmetic: bool, reflected: bool) -> _Plan | None:
+    def _plan(self, name: str, left: Any, right: Any, result: Any) -> _Plan | None:
         """What was done, where it can be done at once: not with bfloat16, which the interpreter keeps as bits."""
         tl, numeric = self.stock.tl, type(right) is not self.stock.tl.core.tensor
         kinds = [left.dtype] if numeric else [left.dtype, right.dtype]
         types = left.type, None if numeric else right.type
-        if left.dtype.is_ptr() and not numeric and right.dtype.is_int_signed():
+        if name == "__add__" and left.dtype.is_ptr() and not numeric and right.dtype.is_int_signed():
             return _Plan(None, None, None, left.handle.dtype, result.type, None, False, types)
         named = right if numeric and type(right) is float else 1.0
         plain = all(kind.is_standard_floating() or kind.is_int() for kind in kinds)
@@ -297,7 +294,9 @@ class _Operators:
         kind = one.dtype.scalar
         if kind == tl.bfloat16 or one.data.dtype != other.data.dtype:
             return None
-        checked = arithmetic and kind.is_int() and kind.int_bitwidth < 64
+        bare = name.strip("_")
+        reflected = bare in REFLECTED
+        checked = bare.removeprefix("r") in ARITHMETIC and kind.is_int() and kind.int_bitwidth < 64
         bounds = (kind.get_int_min_value(), kind.get_int_max_value()) if checked else None
         constant = (one if reflected else other).data.reshape(-1)[:1].copy() if numeric else None
         return _Plan(operation, one.data.dtype, bounds, kind, result.type, constant, reflected, types)

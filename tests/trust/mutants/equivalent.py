@@ -36,6 +36,9 @@ EQUIVALENT: dict[str, str] = {
     "folding.fold_low_rank: cast dropped: cls_token.to(dtype) -> cls_token": (
         "It is joined with positions of the wider dtype, to which joining converts it."
     ),
+    "folding.read_attention: cast dropped: out.bias.to(dtype) -> out.bias": (
+        "It is used once, in a sum with a vector of the wider dtype, to which the sum converts it."
+    ),
     "mlp.pieces: bound: COLUMNS < PIECE -> COLUMNS <= PIECE": "The same columns, in other pieces.",
     _changed("mlp.load_bias", _BIAS): (
         "Beyond the hidden layer the second layer's weights are zero; beyond the features nothing is stored."

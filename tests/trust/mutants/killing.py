@@ -35,6 +35,11 @@ from trust.outcome import Progress
 from trust.parts import accuracy, addressing, memory
 
 TESTS = Path(__file__).resolve().parents[2]
+FILES = (
+    *("network/test_submodules.py", "network/test_surgery.py"),
+    *("algebra/test_folding.py", "passes/test_merged_training.py"),
+)
+"""Tests that are cases."""
 ADDRESSING = "addressing"
 CPU = torch.device("cpu")
 SLICES = attention_cases.tiles(block_c=16)
@@ -102,7 +107,7 @@ def cases(full: bool) -> Iterator[Case]:
             yield Case(kind, name, partial(_far, moment, pointer, dimension), like=moment.name)
         if moment.described.name in far_parts.KERNELS:
             yield Case(ADDRESSING, f"addressing: {moment.name}, parts", partial(_far_parts, moment))
-    for file in ("network/test_submodules.py", "algebra/test_folding.py", "passes/test_merged_training.py"):
+    for file in FILES:
         yield Case(f"tests: {file}", file, partial(_tests, file))
 
 
