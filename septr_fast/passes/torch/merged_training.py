@@ -24,8 +24,11 @@ from torch.autograd import forward_ad
 from septr_fast.algebra.folded import Merged, Mlp
 from septr_fast.passes.lengths import mean_over_rows
 from septr_fast.passes.observers import are_batched, records, transforms
+from septr_fast.passes.torch import cores
 from septr_fast.passes.torch.linear import linear
 
+Place = tuple[slice, slice]
+"""The samples and rows of a chunk."""
 Plain = Callable[..., tuple[Tensor, Tensor]]
 """The same pass by autograd: settings, rows, class token, positions and weights in, tokens and class token out."""
 
@@ -127,13 +130,15 @@ class _MergedPass(torch.autograd.Function):
         given = Weights(*weights)
         out = torch.empty_like(rows)
         class_tokens = rows.new_empty(*rows.shape[:2], rows.shape[3])
-        kept: list[Tensor] = []
-        for place in _places(rows, settings.chunk):
+
+        def write(place: Place) -> Sequence[Tensor]:
             of_chunk = _forward(rows[place], cls_token[place[0]], pos_embedding, given, settings)
             z = _out(of_chunk, given).view(*rows[place].shape[:2], -1, rows.shape[3])
             out[place] = z[:, :, 1:]
             class_tokens[place] = z[:, :, 0]
-            kept += () if settings.recompute else of_chunk
+            return () if settings.recompute else of_chunk
+
+        kept = [tensor for chunk in cores.each(write, list(_places(rows, settings.chunk))) for tensor in chunk]
         ctx.save_for_backward(rows, cls_token, pos_embedding, *weights, *kept)
         ctx.settings, ctx.plain = settings, plain
         return out, mean_over_rows(class_tokens, None, "width")
@@ -152,27 +157,34 @@ class _MergedPass(torch.autograd.Function):
             )
         rows, cls_token, pos_embedding = inputs[:3]
         weights = Weights(*inputs[3:])
-        sums = _Sums(needed[3:])
         of_rows = grad_class_token / rows.shape[1]
         grad_rows = torch.empty_like(rows) if needed[0] else None
-        grad_cls, grad_pos = torch.zeros_like(cls_token), torch.zeros_like(pos_embedding)
-        for number, place in enumerate(_places(rows, ctx.settings.chunk)):
-            if ctx.settings.recompute:
-                of_chunk = _forward(rows[place], cls_token[place[0]], pos_embedding, weights, ctx.settings)
-            else:
-                of_chunk = Kept(*kept[number * len(Kept._fields) : (number + 1) * len(Kept._fields)])
-            front = of_rows[place[0], None, None].expand(-1, grad_out[place].shape[1], -1, -1)
-            grad = torch.cat([front, grad_out[place]], dim=2)
-            x = _tokens(rows[place], cls_token[place[0]], pos_embedding)
-            grad = _backward(grad.flatten(0, 1), x, of_chunk, weights, sums).view_as(grad)
-            grad_cls[place[0]] += grad[:, :, 0].sum(1)
-            grad_pos += grad.sum((0, 1))
-            if grad_rows is not None:
-                grad_rows[place] = grad[:, :, 1:]
-        return None, None, grad_rows, grad_cls, grad_pos, *sums.values
+
+        def take_back(places: Sequence[tuple[int, Place]]) -> _Sums:
+            sums = _Sums(needed[3:], torch.zeros_like(cls_token), torch.zeros_like(pos_embedding))
+            for number, place in places:
+                if ctx.settings.recompute:
+                    of_chunk = _forward(rows[place], cls_token[place[0]], pos_embedding, weights, ctx.settings)
+                else:
+                    of_chunk = Kept(*kept[number * len(Kept._fields) : (number + 1) * len(Kept._fields)])
+                front = of_rows[place[0], None, None].expand(-1, grad_out[place].shape[1], -1, -1)
+                grad = torch.cat([front, grad_out[place]], dim=2)
+                x = _tokens(rows[place], cls_token[place[0]], pos_embedding)
+                grad = _backward(grad.flatten(0, 1), x, of_chunk, weights, sums).view_as(grad)
+                sums.cls_token[place[0]] += grad[:, :, 0].sum(1)
+                sums.positions += grad.sum((0, 1))
+                if grad_rows is not None:
+                    grad_rows[place] = grad[:, :, 1:]
+            return sums
+
+        places = list(enumerate(_places(rows, ctx.settings.chunk)))
+        sums, *others = cores.each(take_back, cores.shares(places))
+        for other in others:
+            sums.add_all(other)
+        return None, None, grad_rows, sums.cls_token, sums.positions, *sums.values
 
 
-def _places(rows: Tensor, chunk: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
+def _places(rows: Tensor, chunk: tuple[int, int]) -> Iterator[Place]:
     """The samples and rows of every chunk."""
     for sample in range(0, rows.shape[0], chunk[0]):
         for row in range(0, rows.shape[1], chunk[1]):
@@ -244,9 +256,10 @@ def _normalize_backward(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> 
 
 
 class _Sums:
-    """Gradients of the weights, summed over the chunks; None of those that are not needed."""
+    """Gradients of what all chunks read, summed over them; None of the weights' that are not needed."""
 
-    def __init__(self, needed: Sequence[bool]) -> None:
+    def __init__(self, needed: Sequence[bool], cls_token: Tensor, positions: Tensor) -> None:
+        self.cls_token, self.positions = cls_token, positions
         self._needed = Weights(*needed)  # type: ignore[arg-type]
         self._values: dict[str, Tensor] = {}
 
@@ -254,6 +267,13 @@ class _Sums:
     def values(self) -> list[Tensor | None]:
         """In the order of `Weights`."""
         return [self._values.get(name) for name in Weights._fields]
+
+    def add_all(self, other: _Sums) -> None:
+        """Add the sums over other chunks."""
+        self.cls_token += other.cls_token
+        self.positions += other.positions
+        for name, value in other._values.items():
+            self._values[name] += value
 
     def add(self, name: str, grad: Tensor, given: Tensor) -> None:
         """Add those of one product: `grad` `(tokens, out)` of what came out, `given` `(tokens, in)` went in."""

@@ -23,7 +23,7 @@ from septr_fast.passes.sublayers import mlp_branch
 from septr_fast.passes.torch import merged_training
 from septr_fast.passes.torch.attention import STREAMED_TOKENS, attention_of, class_only_attention, low_rank_attention
 from septr_fast.passes.torch.chunk_gradients import reader
-from septr_fast.passes.torch.chunks import assembled, chunk_size, chunked, per_row, rows_of
+from septr_fast.passes.torch.chunks import assembled, chunk_size, chunked, per_row, rows_of, run
 from septr_fast.passes.torch.linear import linear
 
 
@@ -61,7 +61,7 @@ def plain_axis_pass(
     valid = keys(settings.lengths, settings.axis)
     chunks = chunked(rows, tokens * widest.shape[0] * widest.element_size(), cls_token, *_given(valid))
     out = grid if settings.in_place else None
-    return assembled((transform(*chunk) for chunk in chunks), grid.shape[:3], settings, out)
+    return assembled(transform, chunks, grid.shape[:3], settings, out)
 
 
 def low_rank_pass(pixels: Tensor, weights: Folded, settings: Settings) -> tuple[Tensor, Tensor]:
@@ -85,7 +85,7 @@ def low_rank_pass(pixels: Tensor, weights: Folded, settings: Settings) -> tuple[
         return y.view(*s.shape[:3], dim)
 
     chunks = chunked(rows, 4 * tokens * attention.heads * tokens, *_given(keys(settings.lengths, settings.axis)))
-    return assembled((transform(*chunk) for chunk in chunks), pixels.shape[:3], settings)
+    return assembled(transform, chunks, pixels.shape[:3], settings)
 
 
 def class_only_pass(
@@ -104,7 +104,7 @@ def class_only_pass(
 
     valid = keys(settings.lengths, settings.axis)
     chunks = chunked(rows, rows.shape[2] * rows.shape[3] * grid.element_size(), cls_token, *_given(valid))
-    parts = [sublayer(transform, *chunk) for chunk in chunks]
+    parts = run(partial(sublayer, transform), chunks, settings)
     return mean_over_rows(per_row(parts, *rows.shape[:2]), settings.lengths, settings.axis)
 
 
