@@ -10,6 +10,7 @@ import torch
 
 from septr_fast.kernels import launch
 from septr_fast.passes import backend
+from septr_fast.passes.torch import cores
 from septr_fast.passes.triton import tuned
 
 HELP = "versions, devices, the backend of every pass there, and why"
@@ -47,6 +48,14 @@ def table(device: torch.device) -> str:
     return f"{count} tuned in {file}; the others {shipped}"
 
 
+def shared() -> str:
+    """How a pass in PyTorch uses the cores of this machine."""
+    reason = cores.why_not()
+    if reason is not None:
+        return f"share every operation: {reason}"
+    return f"{cores.count()} of them take chunks of their own"
+
+
 def text() -> str:
     """All of it, to read."""
     lines = [f"{name:10} {version or 'none'}" for name, version in backend.versions().items()]
@@ -58,6 +67,8 @@ def text() -> str:
         arch = platform.machine() if capability is None else f"sm_{capability}"
         name = "" if device.type == "cpu" else f"{backend.device_name(device)}, "
         lines += ["", f"{device} ({name}{arch})", f"  configurations   {table(device)}"]
+        if device.type == "cpu":
+            lines.append(f"  cores            {shared()}")
         for pass_name in PASSES:
             chosen, reason = taken(pass_name, device)
             lines.append(f"  {pass_name:15}  {chosen}: {reason}")

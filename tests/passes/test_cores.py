@@ -141,6 +141,21 @@ def test_every_thread_helps(threads: int) -> None:
     assert len(set(names)) == threads
 
 
+@pytest.mark.parametrize("least", [1, 1 << 14, 1 << 40], ids=["shared", "shared by some passes", "not shared"])
+@pytest.mark.parametrize("size", [(6, 9), (2, 9), (1, 17), (17, 1)], ids=str)
+def test_a_sample_has_the_same_bits_in_any_batch(
+    size: tuple[int, int], least: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunks, "LEAST_SHARED_BYTES", least)
+    config = {**CONFIG, "input_size": size}
+    _, model = pair(config, torch.float32)
+    x = spectrograms(config, 5, torch.float32)
+    with torch.no_grad():
+        together = model(x)
+        assert all(torch.equal(model(x[index : index + 1])[0], together[index]) for index in range(5))
+        assert torch.equal(model(x[:3]), together[:3])
+
+
 def test_results_are_in_order() -> None:
     assert cores.each(lambda number: 2 * number, range(100)) == list(range(0, 200, 2))
     assert cores.each(lambda number: number, []) == []

@@ -56,8 +56,13 @@ def chunked(rows: Tensor, bytes_per_row: int, *per_sample: Tensor) -> Chunks:
     """
     if makes_graph() or rows.shape[0] == 0:
         return Chunks(iter([(rows, *per_sample)]), shared=False)
-    shared = rows.device.type == "cpu" and rows.shape[0] * rows.shape[1] * bytes_per_row >= LEAST_SHARED_BYTES
+    shared = rows.device.type == "cpu" and _is_shared(rows.shape[1], bytes_per_row)
     return Chunks(_cut(rows, *chunk_size(rows, bytes_per_row), *per_sample), shared)
+
+
+def _is_shared(count: int, bytes_per_row: int) -> bool:
+    """Whether the cores share a sample of `count` rows, whatever the number of samples: bits may depend on it."""
+    return count >= cores.count() > 1 and count * bytes_per_row >= LEAST_SHARED_BYTES
 
 
 def _cut(rows: Tensor, samples: int, count: int, *per_sample: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -68,10 +73,7 @@ def _cut(rows: Tensor, samples: int, count: int, *per_sample: Tensor) -> Iterato
 
 
 def chunk_size(rows: Tensor, bytes_per_row: int) -> tuple[int, int]:
-    """How many samples and how many of their rows make a chunk.
-
-    On a CPU the chunks of a sample, or without those of the batch, are a multiple of its threads, if they are shared.
-    """
+    """How many samples and how many of their rows make a chunk; on a CPU there is one for each thread, or more."""
     batch, count = rows.shape[:2]
     if rows.device.type != "cpu":
         step = max(1, min(DEVICE_CHUNK_BYTES // bytes_per_row, 32768))
@@ -86,7 +88,7 @@ def chunk_size(rows: Tensor, bytes_per_row: int) -> tuple[int, int]:
     samples, parts = max(1, step // count) if trains else 1, _ceil_div(count, step)
     if batch * count * bytes_per_row >= LEAST_SHARED_BYTES:
         samples = min(samples, _ceil_div(batch, threads))
-    if count * bytes_per_row >= LEAST_SHARED_BYTES and samples == 1:
+    if samples == 1 and _is_shared(count, bytes_per_row):
         parts = min(count, _ceil_div(parts, threads) * threads)
     return samples, _ceil_div(count, parts)
 

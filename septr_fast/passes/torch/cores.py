@@ -24,7 +24,8 @@ import torch
 
 from septr_fast.passes.observers import records
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 CONTROL_GROUP = Path("/sys/fs/cgroup")
 MOST = 16
@@ -40,7 +41,7 @@ def each(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Resu
     threads = min(len(items), count())
     if threads < 2 or why_not() is not None:
         return [function(item) for item in items]
-    work = _Work(function, items, threads)
+    work = _Work(function, items)
     try:
         _crew.help(work, threads - 1)
         work.take()
@@ -80,12 +81,12 @@ def why_not() -> str | None:
 class _Work:
     """Items that threads take one after another."""
 
-    def __init__(self, function: Callable[[Any], Any], items: Sequence[Any], threads: int) -> None:
+    def __init__(self, function: Callable[[Any], Any], items: Sequence[Any]) -> None:
         self._function, self._items = function, items
         self._numbers = iter(range(len(items)))
         self._found: dict[int, Any] = {}
         self._failed: dict[int, BaseException] = {}
-        self._state, self._share = _state(), max(1, torch.get_num_threads() // threads)
+        self._state, self._share = _state(), max(1, torch.get_num_threads() // count())
         self._changed, self._helping, self._ended = threading.Condition(), 0, False
 
     def help(self) -> None:
