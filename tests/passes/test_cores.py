@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +20,6 @@ from benchmarks.suite.shapes import SMALL
 from septr_fast.passes.torch import chunks, cores
 from septr_fast.passes.torch.chunks import CPU_CHUNK_BYTES
 
-ROOT = Path(__file__).resolve().parents[2]
 FORMULATIONS = [None, "direct", "merged"]
 CONFIG = {**SMALL["wide heads"], "input_size": (6, 9), "channels": 3}
 
@@ -188,6 +185,47 @@ def test_what_fails_is_raised_and_the_next_call_is_right(error: BaseException, w
     assert cores.each(lambda number: number, range(10)) == list(range(10))
 
 
+def test_after_a_failure_no_item_is_begun(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is in the middle of one ends it."""
+    seen: list[int] = []
+    recorded = threading.Event()
+
+    class Failed(dict[int, BaseException]):
+        def __setitem__(self, number: int, error: BaseException) -> None:
+            super().__setitem__(number, error)
+            recorded.set()
+
+    build = cores._Work.__init__
+
+    def prepared(work: Any, *given: Any) -> None:
+        build(work, *given)
+        work._failed = Failed()
+
+    monkeypatch.setattr(cores._Work, "__init__", prepared)
+
+    def item(number: int) -> None:
+        seen.append(number)
+        if number == 3:
+            raise ValueError("planted")
+        if number > 3:
+            recorded.wait(60)
+
+    with pytest.raises(ValueError, match="planted"):
+        cores.each(item, range(1000))
+    assert len(seen) <= 4 + threads
+
+
+def test_an_interruption_comes_before_an_error(threads: int) -> None:
+    together = threading.Barrier(threads, timeout=60)
+
+    def item(number: int) -> None:
+        together.wait()
+        raise KeyboardInterrupt if number == threads - 1 else ValueError("planted")
+
+    with pytest.raises(KeyboardInterrupt):
+        cores.each(item, range(threads))
+
+
 def test_an_interrupted_wait_waits_for_what_was_begun(threads: int) -> None:
     """Nobody writes into a grid that its caller has given up."""
     begun, go_on, ended = threading.Event(), threading.Event(), []
@@ -314,34 +352,6 @@ def test_chunks_of_a_sample_are_for_all_threads(threads: int, monkeypatch: pytes
         assert count * bytes_per_row <= (6 << 20)
         samples, count = chunks.chunk_size(rows, bytes_per_row)
         assert -(-5 // samples) * -(-64 // count) >= threads
-
-
-def test_no_thread_is_started_by_an_import() -> None:
-    code = "import threading, septr_fast; assert len(threading.enumerate()) == 1, threading.enumerate()"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
-
-
-@pytest.mark.parametrize(
-    ("version", "text", "cores_of_it"),
-    [
-        (2, "max 100000", cores.MOST),
-        (2, "150000 100000", 2),
-        (2, "50000 100000", 1),
-        (1, "-1 100000", cores.MOST),
-        (1, "400000 100000", 4),
-    ],
-)
-def test_quota_of_a_container(version: int, text: str, cores_of_it: int, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.undo()
-    monkeypatch.setattr(cores, "CONTROL_GROUP", tmp_path)
-    quota, period = text.split()
-    (tmp_path / "cpu").mkdir()
-    if version == 2:
-        (tmp_path / "cpu.max").write_text(text + "\n")
-    else:
-        (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(quota)
-        (tmp_path / "cpu" / "cpu.cfs_period_us").write_text(period)
-    assert cores._quota.__wrapped__() == cores_of_it
 
 
 def test_why_not(monkeypatch: pytest.MonkeyPatch, helped: list[str]) -> None:

@@ -15,6 +15,7 @@ import itertools
 import os
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -36,7 +37,7 @@ def each(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Resu
     """`function` of every item, side by side where `why_not` has nothing against it; the results in order.
 
     Raises:
-        BaseException: what `function` raised, of the first item of those that failed. No other is begun after that.
+        BaseException: what `function` raised, of the first item of those that failed. After that none is begun.
     """
     threads = min(len(items), count())
     if threads < 2 or why_not() is not None:
@@ -83,7 +84,7 @@ class _Work:
 
     def __init__(self, function: Callable[[Any], Any], items: Sequence[Any]) -> None:
         self._function, self._items = function, items
-        self._numbers = iter(range(len(items)))
+        self._numbers = deque(range(len(items)))
         self._found: dict[int, Any] = {}
         self._failed: dict[int, BaseException] = {}
         self._state, self._share = _state(), max(1, torch.get_num_threads() // count())
@@ -108,17 +109,20 @@ class _Work:
     def take(self) -> None:
         """Take items until there are none, or one fails."""
         with _threads(self._share):
-            for number in self._numbers:
+            while self._numbers:
+                try:
+                    number = self._numbers.popleft()
+                except IndexError:
+                    return
                 try:
                     self._found[number] = self._function(self._items[number])
                 except BaseException as error:
+                    self._numbers.clear()
                     self._failed[number] = error
-                    self._numbers = iter(())
-                    return
 
     def end(self) -> None:
         """Let nobody begin an item, and wait for those that were begun, whatever interrupts the waiting."""
-        self._numbers = iter(())
+        self._numbers.clear()
         interrupted: BaseException | None = None
         with self._changed:
             self._ended = True
@@ -131,9 +135,10 @@ class _Work:
             raise interrupted
 
     def results(self) -> list[Any]:
-        """Those of all items, in their order."""
+        """Those of all items, in their order; what was raised instead, an interruption before errors."""
         if self._failed:
-            raise self._failed[min(self._failed)]
+            errors = sorted(self._failed.items())
+            raise next((error for _, error in errors if not isinstance(error, Exception)), errors[0][1])
         return [self._found[number] for number in range(len(self._items))]
 
 
