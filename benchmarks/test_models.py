@@ -1,4 +1,4 @@
-"""The whole model: forward passes and training steps."""
+"""The whole model: forward passes, also beside other processes, and training steps."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks.suite.cases import FORWARD, STEP, Case
+from benchmarks.suite.cases import CIRCUMSTANCES, FORWARD, STEP, Case
 from benchmarks.suite.runner import Runner
 
-GROUPS = (FORWARD, STEP)
+GROUPS = (FORWARD, STEP, *CIRCUMSTANCES)
 
 
 @pytest.mark.benchmark(warmup=False)

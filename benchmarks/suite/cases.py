@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -25,6 +26,10 @@ PATCH_MODELS = (VIT, VIT_TINY, AST, AST_TINY)
 FORWARD, STEP, BLOCK, TRANSFORMER = "forward", "training step", "block", "transformer along the width"
 ATTENTION = {axis: f"attention along the {axis}" for axis in reference.AXES}
 LARGEST = "largest batch"
+BESIDE_ONE, BESIDE_EACH = "forward beside one busy process", "forward beside a busy process for each core"
+ONE_THREAD = "forward on one thread"
+CIRCUMSTANCES = (BESIDE_ONE, BESIDE_EACH, ONE_THREAD)
+"""Of a CPU that has other things to do."""
 GROWTH = tuple(f"growth: {dimension}" for dimension in ("height", "width", "depth", "batch"))
 PARTS = (*ATTENTION.values(), TRANSFORMER, BLOCK)
 PRECISIONS = ("float32", "tf32", "bfloat16", "float16", "autocast")
@@ -53,8 +58,8 @@ class Case:
     """A task at a size, for several models.
 
     Attributes:
-        group: "forward", "training step" (forward, backward, AdamW), a part of the model, "largest batch" or
-            "growth: …".
+        group: "forward", "training step" (forward, backward, AdamW), one of `CIRCUMSTANCES`, a part of the model,
+            "largest batch" or "growth: …".
         shape: name of the model's shape.
         config: constructor arguments of the model.
         batch: spectrograms at a time; of a largest batch, where the search starts.
@@ -83,6 +88,12 @@ class Case:
     def channels(self) -> int:
         """Channels of a spectrogram."""
         return int(self.config.get("channels", 1))
+
+    @property
+    def busy(self) -> int:
+        """Busy processes beside the case."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return {BESIDE_ONE: 1, BESIDE_EACH: cores}.get(self.group, 0)
 
     @property
     def training(self) -> bool:
@@ -143,6 +154,7 @@ SMOKE = (
     Case(FORWARD, "tiny", _TINY, 2, models=_SMALL_MODELS, rounds=2),
     Case(STEP, "tiny", _TINY, 2, models=_SMALL_TRAINED, rounds=2),
     Case(FORWARD, "tiny", _TINY, 3, "bfloat16", (OURS, REFERENCE, AST_TINY), rounds=2),
+    *(Case(group, "tiny", _TINY, 2, models=(OURS, REFERENCE), rounds=2) for group in CIRCUMSTANCES),
     *(Case(group, "tiny", _TINY, 2, models=OF_PARTS, rounds=2) for group in PARTS),
     Case(LARGEST, "tiny", _TINY, 1, models=(OURS, REFERENCE), rounds=2),
     *_growth("tiny", {**_TINY, "input_size": (16, 16)}, _TINY_GROWTH, 1, "float32", (OURS, REFERENCE, AST_TINY)),
@@ -152,6 +164,7 @@ SMOKE = (
 BRIEF_CPU = (
     Case(FORWARD, "default", {}, 1, models=(OURS, REFERENCE, REFERENCE_COMPILED, FUSED, VIT, AST), rounds=3),
     Case(STEP, "default", {}, 1, models=(OURS, REFERENCE, VIT, AST), rounds=2),
+    Case(BESIDE_ONE, "default, 64x64", IN_USE["default, 64x64"], 1, models=(OURS, REFERENCE), rounds=3),
 )
 """The default setting without a GPU, for a first look: a few minutes on two cores."""
 
@@ -160,6 +173,10 @@ QUICK_CPU = (
     Case(FORWARD, "default", {}, 4, models=(OURS, OURS_COMPILED, REFERENCE, REFERENCE_COMPILED), rounds=3),
     Case(STEP, "default", {}, 1, models=EAGER_TRAINED),
     Case(STEP, "default, 64x64", IN_USE["default, 64x64"], 2, models=(OURS, RECOMPUTING, REFERENCE)),
+    *(
+        Case(group, "default, 64x64", IN_USE["default, 64x64"], 1, models=(OURS, REFERENCE, REFERENCE_COMPILED))
+        for group in CIRCUMSTANCES
+    ),
     *_parts("default", 1, "float32", (OURS, REFERENCE, FUSED)),
     Case(LARGEST, "default, 64x64", IN_USE["default, 64x64"], 1, models=(OURS, RECOMPUTING, REFERENCE), rounds=1),
     *_growth("default, 32x32", {"input_size": (32, 32)}, _CPU_GROWTH, 1, "float32"),

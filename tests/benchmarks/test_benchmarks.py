@@ -7,6 +7,8 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,9 @@ import torch
 from support.benchmark_runs import CLASSES, CPU, FORWARD, STEP, Timer, runner
 from torch import nn
 
-from benchmarks.measuring import roofline
+from benchmarks.measuring import company, roofline
 from benchmarks.suite import baselines, cases, data, models, shapes
+from benchmarks.suite import runner as runner_module
 from benchmarks.suite.cases import AST, FUSED, MERGED, OURS, RECOMPUTING, REFERENCE, SMOKE, VIT, Case
 from benchmarks.suite.data import Source
 from septr_fast.report import results
@@ -105,6 +108,51 @@ def test_the_page_is_written(smoke: tuple[subprocess.CompletedProcess[str], Path
     assert "reference, compiled" in done.stdout
 
 
+def meet(started: list[subprocess.Popen[bytes]]) -> None:
+    with company.company(2):
+        assert [process.poll() for process in started] == [None, None]
+        raise ValueError("planted")
+
+
+def test_company_is_there_and_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+    start = subprocess.Popen
+
+    def noting(*given: Any, **options: Any) -> Any:
+        started.append(start(*given, **options))
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", noting)
+    with pytest.raises(ValueError, match="planted"):
+        meet(started)
+    assert all(process.poll() is not None for process in started)
+
+
+@pytest.mark.parametrize("group", cases.CIRCUMSTANCES)
+def test_circumstances_hold_while_a_case_is_timed(group: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    busy: list[int] = []
+
+    @contextmanager
+    def noting(count: int) -> Iterator[None]:
+        busy.append(count)
+        yield
+
+    class Noting(Timer):
+        def pedantic(self, *given: Any, **options: Any) -> None:
+            threads.append(torch.get_num_threads())
+            super().pedantic(*given, **options)
+
+    threads: list[int] = []
+    monkeypatch.setattr(runner_module, "company", noting)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    runner().run(Noting(), replace(FORWARD, group=group), REFERENCE)
+    assert busy == [{cases.BESIDE_ONE: 1, cases.ONE_THREAD: 0}.get(group, len(os.sched_getaffinity(0)))]
+    assert threads == [1 if group == cases.ONE_THREAD else 2]
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(before)
+
+
 def test_missing_audio_is_named(tmp_path: Path) -> None:
     done = run("--audio", str(tmp_path / "nowhere"), "--out", str(tmp_path))
     assert done.returncode != 0
@@ -116,7 +164,9 @@ def test_settings_name_every_case_once(setting: str, device: str) -> None:
     found = cases.cases(setting, device)
     names = [case.name for case in found]
     assert len(set(names)) == len(names)
-    assert {case.group for case in found} == {cases.FORWARD, cases.STEP, *cases.PARTS, cases.LARGEST, *cases.GROWTH}
+    groups = {cases.FORWARD, cases.STEP, *cases.PARTS, cases.LARGEST, *cases.GROWTH}
+    on_cpu = set(cases.CIRCUMSTANCES) if setting == "smoke" or device == "cpu" else set()
+    assert {case.group for case in found} == groups | on_cpu
     for case in found:
         assert OURS in case.models
         assert case.precision in cases.PRECISIONS
