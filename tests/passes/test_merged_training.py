@@ -98,6 +98,27 @@ def test_second_derivatives(axis: str) -> None:
         assert (one - other).norm() < 1e-4 * other.norm()
 
 
+@pytest.mark.parametrize("threads", [2, 3])
+def test_rows_are_shared_by_cores(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each sums up the gradients of its rows; the sums are added."""
+    monkeypatch.setattr(chunks, "CPU_TRAINING_CHUNK_BYTES", 1)
+    given = tensors(3, 4, 5, "width")
+    direction = [torch.randn(3, 4, 5, DIM), torch.randn(3, DIM)]
+    wanted = gradients(
+        torch_passes.plain_axis_pass,
+        "width",
+        [x.detach().double().requires_grad_() for x in given],
+        [x.double() for x in direction],
+    )
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = gradients(torch_passes.axis_pass, "width", given, direction)
+    finally:
+        torch.set_num_threads(before)
+    assert all((x - y).abs().max() < 1e-4 * y.abs().max() for x, y in zip(found, wanted, strict=True))
+
+
 def test_backward_twice_gives_the_same_bits() -> None:
     given = tensors(2, 5, 6, "width")
     result = run(torch_passes.axis_pass, "width", given)

@@ -83,8 +83,9 @@ def chunk_size(rows: Tensor, bytes_per_row: int) -> tuple[int, int]:
         freed_memory.keep_for_training()
     else:
         freed_memory.keep()
-    budget = (CPU_TRAINING_CHUNK_BYTES if trains else CPU_CHUNK_BYTES) * 2 // max(2, threads)
-    step = max(1, min(max(budget, LEAST_CHUNK_BYTES) // bytes_per_row, 32768))
+    most = CPU_TRAINING_CHUNK_BYTES if trains else CPU_CHUNK_BYTES
+    budget = most if threads <= 2 else max(2 * most // threads, min(most, LEAST_CHUNK_BYTES))
+    step = max(1, min(budget // bytes_per_row, 32768))
     samples, parts = max(1, step // count) if trains else 1, _ceil_div(count, step)
     if batch * count * bytes_per_row >= LEAST_SHARED_BYTES:
         samples = min(samples, _ceil_div(batch, threads))

@@ -83,7 +83,8 @@ class _Work:
     """Items that threads take one after another."""
 
     def __init__(self, function: Callable[[Any], Any], items: Sequence[Any]) -> None:
-        self._function, self._items = function, items
+        self._function: Callable[[Any], Any] | None = function
+        self._items, self._count = items, len(items)
         self._numbers = deque(range(len(items)))
         self._found: dict[int, Any] = {}
         self._failed: dict[int, BaseException] = {}
@@ -100,7 +101,7 @@ class _Work:
             with self._state():
                 self.take()
         except BaseException as error:
-            self._failed.setdefault(len(self._items), error)
+            self._failed.setdefault(self._count, error)
         finally:
             with self._changed:
                 self._helping -= 1
@@ -108,20 +109,24 @@ class _Work:
 
     def take(self) -> None:
         """Take items until there are none, or one fails."""
+        function, items = self._function, self._items
         with _threads(self._share):
-            while self._numbers:
+            while function is not None and self._numbers:
                 try:
                     number = self._numbers.popleft()
                 except IndexError:
                     return
                 try:
-                    self._found[number] = self._function(self._items[number])
+                    self._found[number] = function(items[number])
                 except BaseException as error:
                     self._numbers.clear()
                     self._failed[number] = error
 
     def end(self) -> None:
-        """Let nobody begin an item, and wait for those that were begun, whatever interrupts the waiting."""
+        """Let nobody begin an item, and wait for those that were begun, whatever interrupts the waiting.
+
+        What the items hold is let go, though helpers that are busy may come upon this work later.
+        """
         self._numbers.clear()
         interrupted: BaseException | None = None
         with self._changed:
@@ -131,6 +136,7 @@ class _Work:
                     self._changed.wait()
                 except BaseException as error:
                     interrupted = error
+        self._function, self._items = None, ()
         if interrupted is not None:
             raise interrupted
 
@@ -139,7 +145,7 @@ class _Work:
         if self._failed:
             errors = sorted(self._failed.items())
             raise next((error for _, error in errors if not isinstance(error, Exception)), errors[0][1])
-        return [self._found[number] for number in range(len(self._items))]
+        return [self._found.pop(number) for number in range(self._count)]
 
 
 class _Crew:
