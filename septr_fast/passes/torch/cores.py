@@ -14,6 +14,7 @@ import functools
 import itertools
 import os
 import queue
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -63,7 +64,12 @@ def shares(items: Sequence[Item]) -> list[Sequence[Item]]:
 
 def count() -> int:
     """Threads that take chunks."""
-    return max(1, min(torch.get_num_threads(), _quota(), MOST))
+    return min(_all(), MOST)
+
+
+def _all() -> int:
+    """Threads that PyTorch has and a container's quota allows."""
+    return max(1, min(torch.get_num_threads(), _quota()))
 
 
 def why_not() -> str | None:
@@ -88,7 +94,7 @@ class _Work:
         self._numbers = deque(range(len(items)))
         self._found: dict[int, Any] = {}
         self._failed: dict[int, BaseException] = {}
-        self._state, self._share = _state(), max(1, torch.get_num_threads() // count())
+        self._state, self._share = _state(), _all() // count()
         self._changed, self._helping, self._ended = threading.Condition(), 0, False
 
     def help(self) -> None:
@@ -236,14 +242,14 @@ def _libraries() -> tuple[Any, ...]:
 
 @functools.cache
 def _quota() -> int:
-    """Cores that the control group of this process may use on the whole, rounded up; `MOST` where there is no limit."""
+    """Cores that the control group of this process may use on the whole, rounded up; `sys.maxsize` where there is no limit."""
     for read in (_quota_of_version_2, _quota_of_version_1):
         try:
             quota, period = read()
         except (OSError, ValueError):
             continue
-        return max(1, -(-quota // period)) if quota > 0 else MOST
-    return MOST
+        return max(1, -(-quota // period)) if quota > 0 else sys.maxsize
+    return sys.maxsize
 
 
 def _quota_of_version_2() -> tuple[int, int]:
