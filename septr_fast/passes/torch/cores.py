@@ -242,7 +242,7 @@ def _libraries() -> tuple[Any, ...]:
 
 @functools.cache
 def _quota() -> int:
-    """Cores that the control group of this process may use on the whole, rounded up; `sys.maxsize` where there is no limit."""
+    """Cores that the control group of this process may use, rounded up; `sys.maxsize` where there is no limit."""
     for read in (_quota_of_version_2, _quota_of_version_1):
         try:
             quota, period = read()
