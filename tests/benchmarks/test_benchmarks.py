@@ -146,11 +146,14 @@ def test_circumstances_hold_while_a_case_is_timed(group: str, monkeypatch: pytes
     monkeypatch.setattr(runner_module, "company", noting)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
-    runner().run(Noting(), replace(FORWARD, group=group), REFERENCE)
+    try:
+        runner().run(Noting(), replace(FORWARD, group=group), REFERENCE)
+        after = torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
     assert busy == [{cases.BESIDE_ONE: 1, cases.ONE_THREAD: 0}.get(group, len(os.sched_getaffinity(0)))]
     assert threads == [1 if group == cases.ONE_THREAD else 2]
-    assert torch.get_num_threads() == 2
-    torch.set_num_threads(before)
+    assert after == 2
 
 
 def test_missing_audio_is_named(tmp_path: Path) -> None:
