@@ -24,7 +24,7 @@ from septr_fast.algebra.reading import is_hooked, read_dropout, why_not_linear, 
 from septr_fast.loading import as_a_whole
 from septr_fast.passes import backend as backends
 from septr_fast.passes import dispatch
-from septr_fast.passes.inputs import autocasts, check_input, check_placement
+from septr_fast.passes.inputs import autocasts, check_input, check_placement, tensors_below
 from septr_fast.passes.lengths import Lengths, clear
 from septr_fast.passes.lengths import read as read_lengths
 from septr_fast.passes.observers import records
@@ -364,7 +364,7 @@ class SepTrBlock(reference.SepTrBlock):
 
         if records() or cls_token.is_meta:
             return folded()
-        parameters = [*self.parameters(), *self.buffers(), *([cls_token] if "low-rank" in formulations else [])]
+        parameters = [*tensors_below(self), *([cls_token] if "low-rank" in formulations else [])]
         if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters):
             return folded()
         read = [entry[1] for entry, step in zip(self._order(), steps, strict=True) if step.formulation != WRITTEN]

@@ -157,13 +157,13 @@ SMOKE = (
     *(Case(group, "tiny", _TINY, 2, models=(OURS, REFERENCE), rounds=2) for group in CIRCUMSTANCES),
     *(Case(group, "tiny", _TINY, 2, models=OF_PARTS, rounds=2) for group in PARTS),
     Case(LARGEST, "tiny", _TINY, 1, models=(OURS, REFERENCE), rounds=2),
-    *_growth("tiny", {**_TINY, "input_size": (16, 16)}, _TINY_GROWTH, 1, "float32", (OURS, REFERENCE, AST_TINY)),
+    *_growth("tiny", {**_TINY, "input_size": (16, 16)}, _TINY_GROWTH, 1, "float32", (OURS, REFERENCE)),
 )
 """Everything on tiny shapes: seconds. Its times say nothing."""
 
 BRIEF_CPU = (
     Case(FORWARD, "default", {}, 1, models=(OURS, REFERENCE, REFERENCE_COMPILED, FUSED, VIT, AST), rounds=3),
-    Case(STEP, "default", {}, 1, models=(OURS, REFERENCE, VIT, AST), rounds=2),
+    Case(STEP, "default, 64x64", IN_USE["default, 64x64"], 2, models=(OURS, REFERENCE, VIT, AST), rounds=3),
     Case(BESIDE_ONE, "default, 64x64", IN_USE["default, 64x64"], 1, models=(OURS, REFERENCE), rounds=3),
 )
 """The default setting without a GPU, for a first look: a few minutes on two cores."""

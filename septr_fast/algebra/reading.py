@@ -56,8 +56,10 @@ def is_hooked(module: nn.Module) -> bool:
     """Whether calling `module` calls hooks, other than those that set the weight of a linear layer."""
     if module._forward_hooks or module._backward_hooks or module._backward_pre_hooks:
         return True
-    hooks = module._forward_pre_hooks.values()
-    return not all(isinstance(module, nn.Linear) and isinstance(hook, WEIGHT_HOOKS) for hook in hooks)
+    hooks = module._forward_pre_hooks
+    if not hooks:
+        return False
+    return not (isinstance(module, nn.Linear) and all(isinstance(hook, WEIGHT_HOOKS) for hook in hooks.values()))
 
 
 def _parts(transformer: nn.Module) -> Iterator[Part]:
@@ -104,8 +106,8 @@ def _why_not(name: str, module: nn.Module | None, kinds: Kinds, biased: bool | N
     """What keeps `module` from being read as one of `kinds`; None for nothing."""
     if module is None:
         return f"{name} is not there"
-    kind = next((kind for kind in kinds if isinstance(module, kind)), None)
-    if kind is None or type(module).forward is not kind.forward:
+    kind = type(module)
+    if kind not in kinds and not any(isinstance(module, each) and kind.forward is each.forward for each in kinds):
         return f"{name} is {type(module).__name__}" + "".join(f", not {kind.__name__}" for kind in kinds[-1:])
     if "forward" in module.__dict__:
         return f"{name} has a forward of its own"
@@ -114,7 +116,7 @@ def _why_not(name: str, module: nn.Module | None, kinds: Kinds, biased: bool | N
     if biased is not None and (module._parameters.get("bias", module) is not None) is not biased:
         return f"{name} has {'no' if biased else 'a'} bias"
     weight = type(module._parameters.get("weight"))
-    if hasattr(weight, "__tensor_flatten__"):
+    if weight is not nn.Parameter and hasattr(weight, "__tensor_flatten__"):
         return f"{name} has a weight of {weight.__name__}"
     if isinstance(module, nn.GELU) and module.approximate != "none":
         return f"{name} approximates GELU by {module.approximate}"

@@ -39,7 +39,7 @@ def check_placement(module: nn.Module, x: Tensor, name: str) -> None:
     Where a graph is made, one parameter stands for all: a compiler would follow the search for the others step by
     step, half of its time, and finds what does not fit itself.
     """
-    found = [next(module.parameters())] if makes_graph() else module.parameters()
+    found = [next(module.parameters())] if makes_graph() else tensors_below(module, buffers=False)
     places = {(parameter.device, parameter.dtype) for parameter in found}
     if len(places) > 1:
         several = ", ".join(sorted(f"{dtype} on {device}" for device, dtype in places))
@@ -49,6 +49,22 @@ def check_placement(module: nn.Module, x: Tensor, name: str) -> None:
         raise TypeError(f"{name}: expected a tensor on {device}, where the parameters are, got {x.device}")
     if x.dtype != dtype and not (autocasts(device.type) and x.is_floating_point()):
         raise TypeError(f"{name}: expected {dtype}, the dtype of the parameters, got {x.dtype}")
+
+
+def tensors_below(module: nn.Module, *, buffers: bool = True) -> list[Tensor]:
+    """Parameters, and `buffers`, of `module` and all below it, one as often as it is held.
+
+    `module.parameters()` makes up their names on the way, a fifth of the time of a small model.
+    """
+    found: list[Tensor] = []
+    modules = [module]
+    while modules:
+        holder = modules.pop()
+        found += [x for x in holder._parameters.values() if x is not None]
+        if buffers:
+            found += [x for x in holder._buffers.values() if x is not None]
+        modules += [below for below in holder._modules.values() if below is not None]
+    return found
 
 
 def autocasts(device_type: str) -> bool:

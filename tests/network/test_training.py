@@ -142,14 +142,13 @@ def test_deterministic() -> None:
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-@pytest.mark.parametrize("config", [SMALL["uneven pooling"], SMALL["wide heads"]], ids=["direct", "merged"])
-def test_compiled_without_a_graph_break(config: dict[str, Any]) -> None:
-    expected, model = pair(config)
+@pytest.mark.parametrize("formulation", [None, "direct", "merged"], ids=["planned", "direct", "merged"])
+def test_compiled_without_a_graph_break(formulation: str | None) -> None:
+    """Of one block, since every block is traced alike; a pass that is planned comes first or last."""
+    expected, model = pair({**SMALL["uneven pooling"], "depth": 1}, formulation=formulation)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    x = spectrograms(config, batch=2)
+    x = spectrograms(SMALL["uneven pooling"], batch=2)
     wanted = gradients(expected, x)
-    logits = compiled(x)
-    assert relative_error(logits, wanted["logits"]) < 1e-12
     assert worst(gradients(compiled_as(model, compiled), x), wanted)[0] < 1e-11
     with torch.no_grad():
         assert relative_error(compiled(x), wanted["logits"]) < 1e-12

@@ -18,6 +18,8 @@ from septr_fast.algebra.folded import Direct, LowRank, Merged, Mlp, tensors_of
 from septr_fast.passes.observers import records
 
 Operand = TypeVar("Operand", bound=Tensor | Direct | Merged | LowRank | Mlp)
+Operands = tuple[Tensor | Direct | Merged | LowRank | Mlp, ...]
+"""What every chunk of a pass reads."""
 
 
 def reader(operand: Operand) -> Callable[[], Operand]:
@@ -26,6 +28,8 @@ def reader(operand: Operand) -> Callable[[], Operand]:
     Args:
         operand: a tensor or folded weights, in any shape.
     """
+    if not torch.is_grad_enabled():
+        return lambda: operand
     if isinstance(operand, Tensor):
         return cast(Callable[[], Operand], _reader(operand))
     readers = {name: _reader(x) for name, x in tensors_of(operand).items()}
@@ -42,7 +46,7 @@ def _reader(x: Tensor) -> Callable[[], Tensor]:
 
 def _rounds_sums(x: Tensor) -> bool:
     """Whether autograd sums up gradients of `x` in 16 bits, and no transform or tracer looks on."""
-    sums = torch.is_grad_enabled() and x.requires_grad and x.dtype.itemsize == 2
+    sums = x.requires_grad and x.dtype.itemsize == 2
     return sums and not records() and forward_ad._current_level < 0
 
 

@@ -1,23 +1,18 @@
-"""Chunks of rows whose intermediate results fit a CPU's cache, and the grid that they are joined to.
+"""Chunks of rows whose intermediate results fit a CPU's cache.
 
-A pass cuts the grid into chunks of rows (for the height axis: of columns) and writes each back when it is done: nothing
-of the size of the whole grid is made besides the grid itself. The cores take them in turn (see `cores`). On other
-devices a chunk is as large as memory allows; under `torch.compile` it is everything.
+A pass cuts the grid into chunks of rows (for the height axis: of columns). The cores take them in turn (see `cores`).
+On other devices a chunk is as large as memory allows; under `torch.compile` it is everything.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from septr_fast.passes.lengths import mean_over_rows
-from septr_fast.passes.observers import makes_graph, records
-from septr_fast.passes.settings import Settings
+from septr_fast.passes.observers import makes_graph
 from septr_fast.passes.torch import cores, freed_memory
 from septr_fast.passes.torch.chunk_gradients import reader
 
@@ -29,6 +24,9 @@ DEVICE_CHUNK_BYTES = 4 << 30
 LEAST_SHARED_BYTES = 1 << 20
 """Of a sample's intermediate results that cores share; less is one chunk."""
 
+Place = tuple[slice, slice]
+"""The samples and rows of a chunk."""
+
 
 def rows_of(grid: Tensor, axis: str) -> Tensor:
     """View `(batch, height, width, ·)` as `(batch, rows, length, ·)`, the length along `axis`."""
@@ -37,15 +35,29 @@ def rows_of(grid: Tensor, axis: str) -> Tensor:
 
 @dataclass(frozen=True)
 class Chunks:
-    """The chunks of a pass, in order.
+    """Rows of a pass and how they are cut; iterated, the chunks in order, and with each what belongs to its samples.
 
     Attributes:
-        parts: rows of each, and with them what belongs to each.
+        rows: `(batch, rows, …)`.
+        per_sample: tensors `(batch, …)`.
+        size: samples and rows of a chunk; None where everything is one.
         shared: whether they are so much work that the cores share it.
     """
 
-    parts: Iterator[tuple[Tensor, ...]]
+    rows: Tensor
+    per_sample: tuple[Tensor, ...]
+    size: tuple[int, int] | None
     shared: bool
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        if self.size is None:
+            yield self.rows, *self.per_sample
+            return
+        samples, count = self.size
+        for part, *others in zip(*(tensor.split(samples) for tensor in (self.rows, *self.per_sample)), strict=True):
+            readers = [reader(other) for other in others]
+            for chunk in part.split(count, dim=1):
+                yield chunk, *(read() for read in readers)
 
 
 def chunked(rows: Tensor, bytes_per_row: int, *per_sample: Tensor) -> Chunks:
@@ -55,21 +67,24 @@ def chunked(rows: Tensor, bytes_per_row: int, *per_sample: Tensor) -> Chunks:
     gradients a chunk on a CPU never holds two samples, so that no sample's arithmetic depends on the batch.
     """
     if makes_graph() or rows.shape[0] == 0:
-        return Chunks(iter([(rows, *per_sample)]), shared=False)
+        return Chunks(rows, per_sample, None, shared=False)
     shared = rows.device.type == "cpu" and _is_shared(rows.shape[1], bytes_per_row)
-    return Chunks(_cut(rows, *chunk_size(rows, bytes_per_row), *per_sample), shared)
+    return Chunks(rows, per_sample, chunk_size(rows, bytes_per_row), shared)
+
+
+def places(rows: Tensor, size: tuple[int, int]) -> list[Place]:
+    """The samples and rows of every chunk of `rows` `(batch, rows, …)`, in order."""
+    samples, count = size
+    return [
+        (slice(sample, sample + samples), slice(row, row + count))
+        for sample in range(0, rows.shape[0], samples)
+        for row in range(0, rows.shape[1], count)
+    ]
 
 
 def _is_shared(count: int, bytes_per_row: int) -> bool:
     """Whether the cores share a sample of `count` rows, whatever the number of samples: bits may depend on it."""
     return count >= cores.count() > 1 and count * bytes_per_row >= LEAST_SHARED_BYTES
-
-
-def _cut(rows: Tensor, samples: int, count: int, *per_sample: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    for part, *others in zip(*(tensor.split(samples) for tensor in (rows, *per_sample)), strict=True):
-        readers = [reader(other) for other in others]
-        for chunk in part.split(count, dim=1):
-            yield chunk, *(read() for read in readers)
 
 
 def chunk_size(rows: Tensor, bytes_per_row: int) -> tuple[int, int]:
@@ -96,78 +111,3 @@ def chunk_size(rows: Tensor, bytes_per_row: int) -> tuple[int, int]:
 
 def _ceil_div(value: int, divisor: int) -> int:
     return -(-value // divisor)
-
-
-def assembled(
-    transform: Callable[..., Tensor],
-    chunks: Chunks,
-    grid_shape: torch.Size,
-    settings: Settings,
-    out: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Join what `transform` makes of `chunks`, tokens `(samples, rows, 1 + length, dim)`, in their order.
-
-    Without gradients the cores share the chunks, and each is written into one contiguous grid when it is done (`out`
-    where given); with them they are joined at the end.
-
-    Returns:
-        The grid `(batch, height, width, dim)` and the class tokens' mean over the valid rows, `(batch, dim)`.
-    """
-    axis, (batch, height, width) = settings.axis, grid_shape
-    rows = width if axis == "height" else height
-    if torch.is_grad_enabled() or records():
-        parts = [split(transform(*chunk)) for chunk in chunks.parts]
-        class_tokens, bodies = [front for front, _ in parts], [body.flatten(0, 1) for _, body in parts]
-        joined = bodies[0] if len(bodies) == 1 else torch.cat(bodies)
-        out = rows_of(joined.unflatten(0, (batch, rows)), axis)
-    else:
-        target = _Target(grid_shape, axis, out)
-        placed = Chunks(_placed(chunks.parts, rows), chunks.shared)
-        class_tokens = run(lambda place, *chunk: target.write(transform(*chunk), place), placed, settings)
-        out = target.grid
-    assert out is not None
-    return out, mean_over_rows(per_row(class_tokens, batch, rows), settings.lengths, axis)
-
-
-def split(tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """The class tokens and the grid tokens of `(samples, rows, 1 + length, dim)`."""
-    front, body = tokens.split([1, tokens.shape[2] - 1], dim=2)
-    return front, body
-
-
-def run(function: Callable[..., Tensor], chunks: Chunks, settings: Settings) -> list[Tensor]:
-    """`function` of each chunk, shared by the cores where no graph and no random number depends on who is first."""
-    if not chunks.shared or torch.is_grad_enabled() or records() or settings.drops:
-        return [function(*chunk) for chunk in chunks.parts]
-    return cores.each(lambda chunk: function(*chunk), list(chunks.parts))
-
-
-def _placed(chunks: Iterable[tuple[Tensor, ...]], rows: int) -> Iterator[tuple[Any, ...]]:
-    """In front of each chunk its first sample and row, of `rows` in a sample."""
-    done = 0
-    for chunk in chunks:
-        yield divmod(done, rows), *chunk
-        done += len(chunk[0]) * chunk[0].shape[1]
-
-
-class _Target:
-    """The grid that chunks are written to, made for the first that is done."""
-
-    def __init__(self, shape: torch.Size, axis: str, grid: Tensor | None) -> None:
-        self.grid, self._shape, self._axis, self._made = grid, shape, axis, threading.Lock()
-
-    def write(self, tokens: Tensor, place: tuple[int, int]) -> Tensor:
-        """Write the grid tokens of `(samples, rows, 1 + length, dim)`; the class tokens come back."""
-        front, body = split(tokens)
-        front = front.clone()
-        with self._made:
-            if self.grid is None or self.grid.dtype != tokens.dtype:
-                self.grid = tokens.new_empty(*self._shape, tokens.shape[-1])
-        sample, row = place
-        rows_of(self.grid, self._axis)[sample : sample + len(body), row : row + body.shape[1]] = body
-        return front
-
-
-def per_row(parts: list[Tensor], batch: int, rows: int) -> Tensor:
-    """Join class tokens `(samples, rows, …)` of all chunks: `(batch, rows, dim)`."""
-    return torch.cat([part.flatten(0, -2) for part in parts]).unflatten(0, (batch, rows))

@@ -13,7 +13,7 @@ the attention `A = P x̂`, `P = softmax(Q x̂ᵀ)`: `dP = dA x̂ᵀ`, `dS = P (d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -25,10 +25,9 @@ from septr_fast.algebra.folded import Merged, Mlp
 from septr_fast.passes.lengths import mean_over_rows
 from septr_fast.passes.observers import are_batched, records, transforms
 from septr_fast.passes.torch import cores
+from septr_fast.passes.torch.chunks import Place, places
 from septr_fast.passes.torch.linear import linear
 
-Place = tuple[slice, slice]
-"""The samples and rows of a chunk."""
 Plain = Callable[..., tuple[Tensor, Tensor]]
 """The same pass by autograd: settings, rows, class token, positions and weights in, tokens and class token out."""
 
@@ -92,13 +91,18 @@ def weights_of(attention: Merged, mlp: Mlp) -> Weights:
 
 
 def serves(*tensors: Tensor) -> bool:
-    """Whether gradients of `tensors` are recorded, all in float32 on a CPU, and nobody looks into the pass."""
+    """Whether gradients of `tensors`, all in float32, are recorded on a CPU, and nobody looks into the pass."""
+    return is_alone(*tensors) and all(tensor.dtype == torch.float32 for tensor in tensors)
+
+
+def is_alone(*tensors: Tensor) -> bool:
+    """Whether gradients of `tensors` are recorded on a CPU, and nobody looks into the pass."""
     return (
         torch.is_grad_enabled()
         and not records()
         and forward_ad._current_level < 0
         and any(tensor.requires_grad for tensor in tensors)
-        and all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in tensors)
+        and all(tensor.device.type == "cpu" for tensor in tensors)
     )
 
 
@@ -138,7 +142,7 @@ class _MergedPass(torch.autograd.Function):
             class_tokens[place] = z[:, :, 0]
             return () if settings.recompute else of_chunk
 
-        kept = [tensor for chunk in cores.each(write, list(_places(rows, settings.chunk))) for tensor in chunk]
+        kept = [tensor for chunk in cores.each(write, places(rows, settings.chunk)) for tensor in chunk]
         ctx.save_for_backward(rows, cls_token, pos_embedding, *weights, *kept)
         ctx.settings, ctx.plain = settings, plain
         return out, mean_over_rows(class_tokens, None, "width")
@@ -153,16 +157,16 @@ class _MergedPass(torch.autograd.Function):
             return (
                 None,
                 None,
-                *_by_autograd(partial(ctx.plain, ctx.settings), inputs, needed, (grad_out, grad_class_token)),
+                *by_autograd(partial(ctx.plain, ctx.settings), inputs, needed, (grad_out, grad_class_token)),
             )
         rows, cls_token, pos_embedding = inputs[:3]
         weights = Weights(*inputs[3:])
         of_rows = grad_class_token / rows.shape[1]
         grad_rows = torch.empty_like(rows) if needed[0] else None
 
-        def take_back(places: Sequence[tuple[int, Place]]) -> _Sums:
+        def take_back(chunks: Sequence[tuple[int, Place]]) -> _Sums:
             sums = _Sums(needed[3:], torch.zeros_like(cls_token), torch.zeros_like(pos_embedding))
-            for number, place in places:
+            for number, place in chunks:
                 if ctx.settings.recompute:
                     of_chunk = _forward(rows[place], cls_token[place[0]], pos_embedding, weights, ctx.settings)
                 else:
@@ -177,18 +181,11 @@ class _MergedPass(torch.autograd.Function):
                     grad_rows[place] = grad[:, :, 1:]
             return sums
 
-        places = list(enumerate(_places(rows, ctx.settings.chunk)))
-        sums, *others = cores.each(take_back, cores.shares(places))
+        numbered = list(enumerate(places(rows, ctx.settings.chunk)))
+        sums, *others = cores.each(take_back, cores.shares(numbered))
         for other in others:
             sums.add_all(other)
         return None, None, grad_rows, sums.cls_token, sums.positions, *sums.values
-
-
-def _places(rows: Tensor, chunk: tuple[int, int]) -> Iterator[Place]:
-    """The samples and rows of every chunk."""
-    for sample in range(0, rows.shape[0], chunk[0]):
-        for row in range(0, rows.shape[1], chunk[1]):
-            yield slice(sample, sample + chunk[0]), slice(row, row + chunk[1])
 
 
 def _forward(body: Tensor, cls_token: Tensor, pos_embedding: Tensor, weights: Weights, settings: Settings) -> Kept:
@@ -287,13 +284,17 @@ class _Sums:
             self._values[bias] = grad.sum(0) + self._values[bias] if bias in self._values else grad.sum(0)
 
 
-def _by_autograd(
+def by_autograd(
     plain: Plain, inputs: Sequence[Tensor], needed: Sequence[bool], grads: tuple[Tensor, Tensor]
 ) -> list[Tensor | None]:
-    """The gradients of `inputs`, None where not `needed`, as part of a graph where one is recorded."""
-    wanted = [tensor for tensor, need in zip(inputs, needed, strict=True) if need]
+    """The gradients of `inputs`, None where not `needed`, as part of a graph where one is recorded.
+
+    They are those of aliases: one input may be computed from another, whose gradient is not to pass through it.
+    """
     differentiable = torch.is_grad_enabled()
     with torch.enable_grad():
-        results = plain(*inputs)
+        aliases = [tensor.view_as(tensor) if need else tensor for tensor, need in zip(inputs, needed, strict=True)]
+        results = plain(*aliases)
+    wanted = [alias for alias, need in zip(aliases, needed, strict=True) if need]
     found = iter(torch.autograd.grad(results, wanted, grads, create_graph=differentiable, allow_unused=True))
     return [next(found) if need else None for need in needed]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,14 +16,14 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from septr_fast.algebra.folded import Direct, Folded, LowRank, Merged, Mlp
-from septr_fast.passes.lengths import keys, mean_over_rows, within
+from septr_fast.passes.lengths import keys, within
 from septr_fast.passes.observers import transforms
 from septr_fast.passes.settings import Settings
 from septr_fast.passes.sublayers import mlp_branch
 from septr_fast.passes.torch import merged_training
 from septr_fast.passes.torch.attention import STREAMED_TOKENS, attention_of, class_only_attention, low_rank_attention
-from septr_fast.passes.torch.chunk_gradients import reader
-from septr_fast.passes.torch.chunks import assembled, chunk_size, chunked, per_row, rows_of, run
+from septr_fast.passes.torch.chunks import chunk_size, chunked, rows_of
+from septr_fast.passes.torch.joined import assembled, class_token_of
 from septr_fast.passes.torch.linear import linear
 
 
@@ -46,22 +46,19 @@ def plain_axis_pass(
     rows = rows_of(grid, settings.axis)
     tokens, dim = rows.shape[2] + 1, rows.shape[3]
     widest = weights.attention.query_weight if isinstance(weights.attention, Merged) else _direct(weights).qkv_weight
-    positions, attention, mlp = reader(pos_embedding), reader(weights.attention), reader(weights.mlp)
 
-    def transform(body: Tensor, cls_token: Tensor, valid: Tensor | None = None) -> Tensor:
+    def transform(operands: Any, body: Tensor, cls_token: Tensor, valid: Tensor | None = None) -> Tensor:
+        positions, attention, mlp = operands
         front = cls_token[:, None, None].expand(-1, body.shape[1], 1, dim)
-        x = torch.cat([front, body], dim=2) + positions()
+        x = torch.cat([front, body], dim=2) + positions
         padding = _padding(valid, *x.shape[1:3])
-        y = sublayer(
-            lambda x: x + F.dropout(attention_of(x, cast(Direct | Merged, attention()), padding), dropout.attention),
-            x.flatten(0, 1),
-        )
-        return sublayer(lambda y: y + mlp_branch(y, mlp(), dropout), y).view_as(x)
+        y = sublayer(lambda x: x + F.dropout(attention_of(x, attention, padding), dropout.attention), x.flatten(0, 1))
+        return sublayer(lambda y: y + mlp_branch(y, mlp, dropout), y).view_as(x)
 
     valid = keys(settings.lengths, settings.axis)
     chunks = chunked(rows, tokens * widest.shape[0] * widest.element_size(), cls_token, *_given(valid))
     out = grid if settings.in_place else None
-    return assembled(transform, chunks, grid.shape[:3], settings, out)
+    return assembled(transform, (pos_embedding, *weights), chunks, grid.shape[:3], settings, out)
 
 
 def low_rank_pass(pixels: Tensor, weights: Folded, settings: Settings) -> tuple[Tensor, Tensor]:
@@ -71,21 +68,21 @@ def low_rank_pass(pixels: Tensor, weights: Folded, settings: Settings) -> tuple[
     rows = rows_of(pixels, settings.axis)
     tokens, dim = attention.token_bias.shape
     residual_dtype = pixels.dtype if settings.dtype is None else settings.dtype
-    mlp = reader(weights.mlp)
 
-    def attention_sublayer(s: Tensor, padding: Tensor | None) -> Tensor:
+    def attention_sublayer(s: Tensor, attention: LowRank, padding: Tensor | None) -> Tensor:
         token = linear(s.to(attention.square.dtype), attention.token_weight) + attention.token_bias
         attended = low_rank_attention(s.to(attention.square.dtype), attention, dtype, padding)
         return token.to(residual_dtype) + F.dropout(attended, dropout.attention)
 
-    def transform(body: Tensor, valid: Tensor | None = None) -> Tensor:
+    def transform(operands: Any, body: Tensor, valid: Tensor | None = None) -> Tensor:
+        attention, mlp = operands
         s = F.pad(body, (0, 0, 1, 0))
-        y = sublayer(partial(attention_sublayer, padding=_padding(valid, *s.shape[1:3])), s.flatten(0, 1))
-        y = sublayer(lambda y: y + mlp_branch(y, mlp(), dropout), y)
-        return y.view(*s.shape[:3], dim)
+        padding = _padding(valid, *s.shape[1:3])
+        y = sublayer(lambda s: attention_sublayer(s, attention, padding), s.flatten(0, 1))
+        return sublayer(lambda y: y + mlp_branch(y, mlp, dropout), y).view(*s.shape[:3], dim)
 
     chunks = chunked(rows, 4 * tokens * attention.heads * tokens, *_given(keys(settings.lengths, settings.axis)))
-    return assembled(transform, chunks, pixels.shape[:3], settings)
+    return assembled(transform, tuple(weights), chunks, pixels.shape[:3], settings)
 
 
 def class_only_pass(
@@ -94,18 +91,21 @@ def class_only_pass(
     """See `septr_fast.passes.dispatch.class_only_pass`."""
     dropout, sublayer = settings.dropout, _sublayers(settings)
     rows = rows_of(grid, settings.axis)
-    cls_token = cls_token + pos_embedding[0]
-    positions, attention, mlp = reader(pos_embedding[1:]), reader(_direct(weights)), reader(weights.mlp)
 
-    def transform(body: Tensor, cls_token: Tensor, valid: Tensor | None = None) -> Tensor:
-        y = class_only_attention(body + positions(), cls_token, attention(), valid)
-        y = cls_token.unsqueeze(1) + F.dropout(y, dropout.attention)
-        return y + mlp_branch(y, mlp(), dropout)
+    def transform(operands: Any, body: Tensor, cls_token: Tensor, valid: Tensor | None = None) -> Tensor:
+        positions, attention, mlp = operands
+
+        def of_rows(body: Tensor, cls_token: Tensor) -> Tensor:
+            y = class_only_attention(body + positions, cls_token, attention, valid)
+            y = cls_token.unsqueeze(1) + F.dropout(y, dropout.attention)
+            return y + mlp_branch(y, mlp, dropout)
+
+        return sublayer(of_rows, body, cls_token)
 
     valid = keys(settings.lengths, settings.axis)
-    chunks = chunked(rows, rows.shape[2] * rows.shape[3] * grid.element_size(), cls_token, *_given(valid))
-    parts = run(partial(sublayer, transform), chunks, settings)
-    return mean_over_rows(per_row(parts, *rows.shape[:2]), settings.lengths, settings.axis)
+    row_bytes = rows.shape[2] * rows.shape[3] * grid.element_size()
+    chunks = chunked(rows, row_bytes, cls_token + pos_embedding[0], *_given(valid))
+    return class_token_of(transform, (pos_embedding[1:], *weights), chunks, settings)
 
 
 def _direct(weights: Folded) -> Direct:

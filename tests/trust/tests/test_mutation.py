@@ -154,8 +154,8 @@ def test_a_mutant_of_a_method_acts_and_is_taken_out() -> None:
 def test_training_runs_in_several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of each of several samples."""
     chunks: list[list[tuple[slice, slice]]] = []
-    places = merged_training._places
-    monkeypatch.setattr(merged_training, "_places", lambda *given: chunks.append(list(places(*given))) or chunks[-1])
+    places = merged_training.places
+    monkeypatch.setattr(merged_training, "places", lambda *given: chunks.append(places(*given)) or chunks[-1])
     for case in killing.cases(full=False):
         if case.kind.startswith("merged training"):
             case.check()
