@@ -216,3 +216,19 @@ def test_under_checkpoints_and_hooks() -> None:
     for one, other, third in zip(wanted, again, step(offloaded), strict=True):
         assert torch.equal(one, other)
         assert torch.equal(one, third)
+
+
+def test_gradients_do_not_pass_from_one_input_through_another() -> None:
+    """What one input is computed from gets a gradient where it is used itself, and from that alone."""
+    first = torch.tensor([2.0, 3.0], requires_grad=True)
+    second = first.square()
+    ones = torch.ones(2)
+
+    def products(one: Tensor, other: Tensor, constant: Tensor) -> tuple[Tensor, Tensor]:
+        return one * other * constant, one + other
+
+    with torch.enable_grad():
+        found = merged_training.by_autograd(products, (first, second, ones), (True, True, False), (ones, ones))
+    wanted = [second + 1, first + 1, None]
+    assert [one is None for one in found] == [other is None for other in wanted]
+    assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True) if one is not None)

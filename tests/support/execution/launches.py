@@ -1,0 +1,155 @@
+"""Launches of the project's kernels, compiled for a GPU that is not here and executed on the memory of CPU tensors."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+from septr_fast.kernels import launch
+from septr_fast.kernels.launch import Launch
+from support.execution.instructions import counted, steps
+from support.execution.machine import Machine, Step
+from support.execution.memory import GlobalMemory
+from support.execution.parsing import Program, parse
+from torch import Tensor
+
+from septr_fast.passes import backend
+from septr_fast.tuning import compiled
+
+TOGETHER = 4
+"""Programs that run at a time."""
+Change = Callable[[str, str], str]
+"""Makes other PTX of that of the kernel called so."""
+
+
+def unchanged(name: str, ptx: str) -> str:
+    """The PTX as the compiler made it."""
+    return ptx
+
+
+@dataclass(frozen=True)
+class Executable:
+    """A compiled kernel.
+
+    Attributes:
+        program: read from its PTX.
+        steps: what its instructions do.
+        shared: bytes of shared memory of a program.
+        signature: types of the kernel's arguments by name.
+    """
+
+    program: Program
+    steps: list[list[Step]]
+    shared: int
+    signature: Mapping[str, Any]
+
+
+@dataclass
+class Execution:
+    """What was executed.
+
+    Attributes:
+        arch: compute capability that kernels are compiled for.
+        change: of the PTX of each.
+        programs: how many of each kernel ran, by name.
+        instructions: of warps, by kernel and name.
+    """
+
+    arch: int
+    change: Change = unchanged
+    programs: Counter[str] = field(default_factory=Counter)
+    instructions: dict[str, Counter[str]] = field(default_factory=dict)
+    _kept: dict[str, Executable] = field(default_factory=dict)
+
+    def run(self, described: Launch) -> None:
+        """Execute a launch.
+
+        Raises:
+            FaultError: for the first thing that it must not do.
+        """
+        if described.programs == 0:
+            return
+        executable = self.compile(described)
+        memory, values = _memory(described), _values(described, executable.signature)
+        counts = self.instructions.setdefault(described.name, Counter())
+        for first in range(0, described.programs, TOGETHER):
+            programs = range(first, min(first + TOGETHER, described.programs))
+            machine = Machine(executable.program, executable.steps, executable.shared, memory, values, programs)
+            machine.run()
+            blocks = range(len(executable.program.blocks))
+            counts.update(counted(executable.program, [machine.executed[block] for block in blocks]))
+        self.programs[described.name] += described.programs
+
+    def compile(self, described: Launch) -> Executable:
+        """The compiled kernel of a launch."""
+        key = compiled.identity(described, self.arch)
+        if key not in self._kept:
+            with compiled._driver():
+                kernel = compiled._warm_up(described, self.arch, "execution")
+            program = parse(self.change(described.name, kernel.asm["ptx"]))
+            self._kept[key] = Executable(program, steps(program), kernel.metadata.shared, kernel.src.signature)
+        return self._kept[key]
+
+
+@contextmanager
+def executed(arch: int, change: Change = unchanged) -> Iterator[Execution]:
+    """Let operators on CPU tensors execute what they would launch on `arch`."""
+    execution = Execution(arch, change)
+    recording = launch._Recording(arch, _Running(execution))
+    launch._recording.append(recording)
+    try:
+        with mock.patch.object(backend, "why_not_triton", return_value=None):
+            yield execution
+    finally:
+        launch._recording.remove(recording)
+
+
+class _Running(list[Launch]):
+    """Launches, each of which runs when it is recorded."""
+
+    def __init__(self, execution: Execution) -> None:
+        super().__init__()
+        self._execution = execution
+
+    def append(self, described: Launch) -> None:
+        """Run it."""
+        self._execution.run(described)
+
+
+def _memory(described: Launch) -> GlobalMemory:
+    """The memory of the tensors among the arguments, from the first value to the last."""
+    tensors = [value for value in _flat(list(described.arguments.values())) if isinstance(value, Tensor)]
+    return GlobalMemory((tensor.data_ptr(), _extent(tensor)) for tensor in tensors if tensor.numel())
+
+
+def _extent(tensor: Tensor) -> int:
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return (last + 1) * tensor.element_size()
+
+
+def _values(described: Launch, signature: Mapping[str, Any]) -> list[float]:
+    """The parameters of the compiled kernel; two that Triton adds are for memory that no kernel here takes."""
+    found: list[float] = []
+
+    def add(value: Any, kind: Any) -> None:
+        if isinstance(kind, (tuple, list)):
+            for one, of_one in zip(value, kind, strict=True):
+                add(one, of_one)
+        elif kind != "constexpr":
+            found.append(value.data_ptr() if isinstance(value, Tensor) else value)
+
+    for name, kind in signature.items():
+        add(described.arguments.get(name), kind)
+    return [*found, 0, 0]
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    if isinstance(value, (tuple, list)):
+        for part in value:
+            yield from _flat(part)
+    else:
+        yield value

@@ -1,0 +1,198 @@
+"""Passes whose kernels are compiled, executed on a CPU and compared with plain PyTorch; run as a program.
+
+Compiling needs a process in which Triton does not interpret. Each argument is the name of a trial, or of a trial and a
+planted fault behind a slash; for each, one JSON object is printed on a line of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from support.execution.faults import FaultError
+from support.execution.launches import Change, executed, unchanged
+from support.judging import by_norm
+from support.kernels.pass_cases import Case, draw, step
+from torch import Tensor
+
+from septr_fast.algebra.folded import Direct, LowRank, Merged
+
+SEED = 20221107
+SIZES: dict[str, Any] = {"shape": (1, 1, 70), "heads": 2, "dim_head": 64, "dim": 64, "mlp_dim": 64}
+"""One sequence of 71 tokens: two tiles, the second one ragged."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A pass on an architecture.
+
+    Attributes:
+        arch: compute capability.
+        draw: what `support.kernels.pass_cases.draw` takes.
+        tf32: whether products in float32 may drop bits.
+        backward: whether gradients are taken.
+    """
+
+    arch: int
+    draw: dict[str, Any] = field(hash=False)
+    tf32: bool = False
+    backward: bool = True
+
+
+def _half(kind: type, dtype: torch.dtype, **changes: Any) -> dict[str, Any]:
+    return {"kind": kind, "axis": "width", "residual": dtype, **SIZES, **changes}
+
+
+SHORT = {
+    "merged, bfloat16, sm_80": Trial(80, _half(Merged, torch.bfloat16)),
+    "direct, float16, sm_90": Trial(90, _half(Direct, torch.float16)),
+    "low-rank, bfloat16, sm_86": Trial(
+        86, _half(LowRank, torch.bfloat16, shape=(1, 2, 21), channels=2), backward=False
+    ),
+}
+"""What `make test` executes."""
+TRIALS = {
+    **SHORT,
+    **{
+        f"{kind.__name__.lower()}, {name}, sm_{arch}": Trial(arch, _half(kind, dtype))
+        for kind in (Merged, Direct, LowRank)
+        for name, dtype in (("bfloat16", torch.bfloat16), ("float16", torch.float16), ("float32", torch.float32))
+        for arch in (80, 86, 89, 90)
+    },
+    **{
+        f"merged, autocast, sm_{arch}": Trial(arch, _half(Merged, torch.float32, compute=torch.bfloat16, axis="height"))
+        for arch in (80, 90)
+    },
+    "class-only, bfloat16, sm_90": Trial(90, _half(Direct, torch.bfloat16, class_only=True, shape=(2, 3, 37))),
+    "merged, tf32, sm_80": Trial(80, _half(Merged, torch.float32), tf32=True),
+}
+"""All of them; the forms of attention that a table prefers are those that run."""
+
+PLANTED: dict[str, tuple[str, str]] = {
+    "a barrier dropped": (r"\n\s*bar\.sync[^\n]*", ""),
+    "a fence of copies to tensor cores dropped": (r"\n\s*fence\.proxy[^\n]*", ""),
+    "a fence of registers dropped": (r"\n\s*wgmma\.fence[^\n]*", ""),
+    "a group not committed": (r"\n\s*wgmma\.commit_group[^\n]*", ""),
+    "a group not waited for": (r"\n\s*wgmma\.wait_group[^\n]*", ""),
+    "a matrix read across": (r"(\n\s*wgmma\.mma_async[^;]*, )0;", r"\g<1>1;"),
+    "a product not added": (r"(\n\s*wgmma\.mma_async[^;]*, )%p\d+(, 1, 1)", r"\g<1>0\g<2>"),
+    "an operand for another": (r"(\n\s*mma\.sync[^;]*\{[^}]*\}, \{)([^,}]*), ([^,}]*)", r"\g<1>\g<3>, \g<2>"),
+    "a matrix not transposed": (r"(\n\s*ldmatrix\.sync\.aligned\.m8n8\.x\d)\.trans", r"\g<1>"),
+    "shared memory 16 bytes on": (r"(\n\s*st(?:matrix)?\.[^\[]*\[%r\d+)\]", r"\g<1>+16]"),
+    "global memory 16 bytes on": (r"(\n\s*(?:@\S+\s+)?ld\.global[^\[]*\[ ?%rd\d+ ?\+ ?)0", r"\g<1>16"),
+    "a mask turned": (r"(\n\s*)@(%p\d+)( (?:ld|st)\.global)", r"\g<1>@!\g<2>\g<3>"),
+    "another lane": (r"(\n\s*shfl\.sync\.bfly\.b32\s[^,]*,[^,]*, )(\d+)", r"\g<1>3"),
+    "a comparison turned": (r"(\n\s*setp\.)lt\.s32", r"\g<1>ge.s32"),
+    "a sum turned": (r"(\n\s*)add(\.\w+\.?\w*f32|\.f32)", r"\g<1>sub\g<2>"),
+    "an exponential dropped": (r"(\n\s*)ex2\.approx[\w.]*\s", r"\g<1>mov.b32 "),
+}
+"""Faults by what is wrong: what stands in the PTX, and what is put in its place."""
+
+
+def places(ptx: str, fault: str) -> int:
+    """In how many places `fault` can be planted."""
+    return len(re.findall(PLANTED[fault][0], ptx))
+
+
+def plant(ptx: str, fault: str, place: int) -> str:
+    """`ptx` with a fault in one of its places."""
+    pattern, replacement = PLANTED[fault]
+    found = list(re.finditer(pattern, ptx))[place]
+    return ptx[: found.start()] + found.expand(replacement) + ptx[found.end() :]
+
+
+def run(trial: Trial, change: Change = unchanged) -> dict[str, Any]:
+    """What comes of a trial: a fault or none, how many times the error that is allowed, what was executed."""
+    torch.manual_seed(SEED)
+    case: Case = draw(device=torch.device("cpu"), **trial.draw)
+    gradients = case.output_gradients()
+
+    def results(case: Case, backend: str) -> dict[str, Tensor]:
+        return step(case, backend, gradients) if trial.backward else case.run(backend)
+
+    fault: FaultError | None = None
+    found: dict[str, Tensor] = {}
+    with _precision(trial.tf32), executed(trial.arch, change) as execution, torch.set_grad_enabled(trial.backward):
+        try:
+            found = results(case, "triton")
+        except FaultError as error:
+            fault = error
+        plain = results(case, "torch")
+    oracle = results(case.changed(Tensor.double, torch.float64), "torch")
+    shares = {
+        name: max(error / limit for error, limit in by_norm(result, _coarse(plain[name], trial), oracle[name]).values())
+        for name, result in found.items()
+    }
+    return {
+        "fault": None if fault is None else str(fault),
+        "share": max((share if share == share else float("inf") for share in shares.values()), default=0.0),
+        "worst": max(shares, key=lambda name: shares[name], default=""),
+        "programs": dict(execution.programs),
+        "instructions": {name: dict(counts) for name, counts in execution.instructions.items()},
+    }
+
+
+def _coarse(plain: Tensor, trial: Trial) -> Tensor:
+    """What plain PyTorch may give: on a CPU it drops no bits of float32, so they are dropped here at the end."""
+    return (plain.view(torch.int32) & ~0x1FFF).view(torch.float32) if trial.tf32 else plain
+
+
+@contextmanager
+def _precision(tf32: bool) -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if tf32 else before)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def planted(trial: Trial, kernels: str, most: int) -> dict[str, list[str]]:
+    """How each fault of a trial's kernels whose name begins with `kernels` is found, in up to `most` of its places.
+
+    Returns:
+        For each fault a fault of the machine, "wrong" or "not found", place by place.
+    """
+    trial = replace(trial, backward="bwd" in kernels)
+    sources: dict[str, str] = {}
+
+    def note(name: str, ptx: str) -> str:
+        sources.setdefault(name, ptx)
+        return ptx
+
+    run(trial, note)
+    found: dict[str, list[str]] = {}
+    for name in (name for name in sources if name.startswith(kernels)):
+        for fault in PLANTED:
+            count = places(sources[name], fault)
+            for place in sorted({index * count // most for index in range(most)}) if count else ():
+                found.setdefault(f"{fault} in {name}", []).append(_outcome(trial, sources[name], fault, place))
+    return found
+
+
+def _outcome(trial: Trial, source: str, fault: str, place: int) -> str:
+    def change(name: str, ptx: str) -> str:
+        return plant(ptx, fault, place) if ptx == source else ptx
+
+    result = run(trial, change)
+    return result["fault"] or ("wrong" if result["share"] > 1 else "not found")
+
+
+def main(names: list[str]) -> None:
+    """Run trials by name, or their planted faults where a kernel is named behind a slash."""
+    torch.set_num_threads(1)
+    for name in names:
+        trial, _, kernel = name.partition("/")
+        found = planted(TRIALS[trial], kernel, 3) if kernel else run(TRIALS[trial])
+        sys.stdout.write(json.dumps({"name": name, "found": found}) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
