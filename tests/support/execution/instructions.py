@@ -272,6 +272,8 @@ def _of_warpgroup(instruction: Instruction) -> Step:
     if what == "wait_group":
         left = int(operands[0])
         return lambda machine, active: warpgroups.wait(machine, left)
+    if instruction.parts[-1] not in tensor_cores.DECODED:
+        raise NotImplementedError(f"operands in {instruction.parts[-1]}")
     shape = next(part for part in instruction.parts if part.startswith("m64n"))
     columns, _, depth = shape.removeprefix("m64n").partition("k")
     in_registers = operands[1].startswith("{")

@@ -144,7 +144,7 @@ class SharedMemory:
         self._written[warps[:, None], at] = self.epoch[programs][:, None]
 
     def fence(self) -> None:
-        """What was written becomes visible to tensor cores that read shared memory by themselves."""
+        """What was written becomes visible to tensor cores that read by themselves; one thread's fence is all's."""
         self._unseen[:] = False
 
     def lend(self, places: Array, warps: Array, programs: Array, line: int) -> None:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -35,13 +33,11 @@ class Trial:
     Attributes:
         arch: compute capability.
         draw: what `support.kernels.pass_cases.draw` takes.
-        tf32: whether products in float32 may drop bits.
         backward: whether gradients are taken.
     """
 
     arch: int
     draw: dict[str, Any] = field(hash=False)
-    tf32: bool = False
     backward: bool = True
 
 
@@ -52,7 +48,7 @@ def _half(kind: type, dtype: torch.dtype, **changes: Any) -> dict[str, Any]:
 SHORT = {
     "merged, bfloat16, sm_80": Trial(80, _half(Merged, torch.bfloat16)),
     "direct, float16, sm_90": Trial(90, _half(Direct, torch.float16)),
-    "low-rank, bfloat16, sm_86": Trial(
+    "low-rank forward, bfloat16, sm_86": Trial(
         86, _half(LowRank, torch.bfloat16, shape=(1, 2, 21), channels=2), backward=False
     ),
 }
@@ -60,8 +56,12 @@ SHORT = {
 TRIALS = {
     **SHORT,
     **{
-        f"{kind.__name__.lower()}, {name}, sm_{arch}": Trial(arch, _half(kind, dtype))
-        for kind in (Merged, Direct, LowRank)
+        f"{form}, {name}, sm_{arch}": Trial(arch, _half(kind, dtype, **sizes))
+        for form, kind, sizes in (
+            ("merged", Merged, {}),
+            ("direct", Direct, {}),
+            ("low-rank", LowRank, {"shape": (1, 1, 21), "channels": 2}),
+        )
         for name, dtype in (("bfloat16", torch.bfloat16), ("float16", torch.float16), ("float32", torch.float32))
         for arch in (80, 86, 89, 90)
     },
@@ -70,7 +70,6 @@ TRIALS = {
         for arch in (80, 90)
     },
     "class-only, bfloat16, sm_90": Trial(90, _half(Direct, torch.bfloat16, class_only=True, shape=(2, 3, 37))),
-    "merged, tf32, sm_80": Trial(80, _half(Merged, torch.float32), tf32=True),
 }
 """All of them; the forms of attention that a table prefers are those that run."""
 
@@ -118,7 +117,7 @@ def run(trial: Trial, change: Change = unchanged) -> dict[str, Any]:
 
     fault: FaultError | None = None
     found: dict[str, Tensor] = {}
-    with _precision(trial.tf32), executed(trial.arch, change) as execution, torch.set_grad_enabled(trial.backward):
+    with executed(trial.arch, change) as execution, torch.set_grad_enabled(trial.backward):
         try:
             found = results(case, "triton")
         except FaultError as error:
@@ -126,7 +125,7 @@ def run(trial: Trial, change: Change = unchanged) -> dict[str, Any]:
         plain = results(case, "torch")
     oracle = results(case.changed(Tensor.double, torch.float64), "torch")
     shares = {
-        name: max(error / limit for error, limit in by_norm(result, _coarse(plain[name], trial), oracle[name]).values())
+        name: max(error / limit for error, limit in by_norm(result, plain[name], oracle[name]).values())
         for name, result in found.items()
     }
     return {
@@ -136,21 +135,6 @@ def run(trial: Trial, change: Change = unchanged) -> dict[str, Any]:
         "programs": dict(execution.programs),
         "instructions": {name: dict(counts) for name, counts in execution.instructions.items()},
     }
-
-
-def _coarse(plain: Tensor, trial: Trial) -> Tensor:
-    """What plain PyTorch may give: on a CPU it drops no bits of float32, so they are dropped here at the end."""
-    return (plain.view(torch.int32) & ~0x1FFF).view(torch.float32) if trial.tf32 else plain
-
-
-@contextmanager
-def _precision(tf32: bool) -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if tf32 else before)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def planted(trial: Trial, kernels: str, most: int) -> dict[str, list[str]]:
