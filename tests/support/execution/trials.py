@@ -1,7 +1,7 @@
 """Passes whose kernels are compiled, executed on a CPU and compared with plain PyTorch; run as a program.
 
-Compiling needs a process in which Triton does not interpret. Each argument is the name of a trial, or of a trial and a
-planted fault behind a slash; for each, one JSON object is printed on a line of its own.
+Compiling needs a process in which Triton does not interpret. Each argument is the name of a trial; or, behind slashes,
+also that of a kernel to plant faults in, and in how many places. For each one JSON object is printed, on its own line.
 """
 
 from __future__ import annotations
@@ -169,11 +169,11 @@ def _outcome(trial: Trial, source: str, fault: str, place: int) -> str:
 
 
 def main(names: list[str]) -> None:
-    """Run trials by name, or their planted faults where a kernel is named behind a slash."""
+    """Run trials by name, or with faults planted in a kernel."""
     torch.set_num_threads(1)
     for name in names:
-        trial, _, kernel = name.partition("/")
-        found = planted(TRIALS[trial], kernel, 3) if kernel else run(TRIALS[trial])
+        trial, *faults = name.split("/")
+        found = planted(TRIALS[trial], faults[0], int(faults[1])) if faults else run(TRIALS[trial])
         sys.stdout.write(json.dumps({"name": name, "found": found}) + "\n")
         sys.stdout.flush()
 
