@@ -23,8 +23,8 @@ KNOWN = [name for name in LONG if "float32" in name and not name.startswith("low
 since the compiler contracts them. Lanes that shall hold the same sum differ in its last bit, and all of them write it
 to one place of shared memory; which of them wins is not defined."""
 PLANTED = "direct, float16, sm_90/mlp_fwd/{}"
-SURVIVORS = ("another lane", "an exponential dropped")
-"""Lanes that hold the same hand on the same; what is computed for large values is not chosen for small ones."""
+SURVIVOR = "an exponential dropped"
+"""What GELU computes for large values is not chosen for small ones."""
 
 
 def trials(names: Sequence[str]) -> dict[str, Any]:
@@ -56,18 +56,14 @@ def test_passes_are_as_good_as_plain_pytorch() -> None:
 
 
 def test_planted_faults_are_found(request: pytest.FixtureRequest) -> None:
-    """One of each kind; with `--long` in three places, and in the kernels of attention too."""
-    names = [PLANTED.format(1)]
-    if request.config.getoption("--long"):
-        names = [PLANTED.format(3), "merged, bfloat16, sm_80/axis_attention_fwd/3"]
-    for found in trials(names).values():
-        outcomes = [(fault, outcome) for fault, places in found.items() for outcome in places]
-        missed = [fault for fault, outcome in outcomes if outcome == "not found"]
-        assert len(found) >= 12
-        assert len(missed) <= 0.1 * len(outcomes)
-        assert all(fault.startswith(SURVIVORS) for fault in missed), missed
-        named = {outcome.partition(": ")[2] for _, outcome in outcomes if ": " in outcome}
-        assert len(named) >= 3
+    """One of each kind in the MLP on Hopper's tensor cores; with `--long` in three places."""
+    (found,) = trials([PLANTED.format(3 if request.config.getoption("--long") else 1)]).values()
+    outcomes = [(fault, outcome) for fault, places in found.items() for outcome in places]
+    missed = [fault for fault, outcome in outcomes if outcome == "not found"]
+    assert len(found) >= 12
+    assert len(missed) <= 1
+    assert all(fault.startswith(SURVIVOR) for fault in missed), missed
+    assert len({outcome.partition(": ")[2] for _, outcome in outcomes if ": " in outcome}) >= 5
 
 
 @pytest.mark.parametrize("name", LONG)

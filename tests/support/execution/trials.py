@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from support.execution.faults import FaultError
 from support.execution.launches import Change, executed, unchanged
-from support.judging import by_norm
+from support.judging import by_norm, by_rule
 from support.kernels.pass_cases import Case, draw, step
 from torch import Tensor
 
@@ -86,7 +86,7 @@ PLANTED: dict[str, tuple[str, str]] = {
     "shared memory 16 bytes on": (r"(\n\s*st(?:matrix)?\.[^\[]*\[%r\d+)\]", r"\g<1>+16]"),
     "global memory 16 bytes on": (r"(\n\s*(?:@\S+\s+)?ld\.global[^\[]*\[ ?%rd\d+ ?\+ ?)0", r"\g<1>16"),
     "a mask turned": (r"(\n\s*)@(%p\d+)( (?:ld|st)\.global)", r"\g<1>@!\g<2>\g<3>"),
-    "another lane": (r"(\n\s*shfl\.sync\.bfly\.b32\s[^,]*,[^,]*, )(\d+)", r"\g<1>3"),
+    "its own lane": (r"(\n\s*shfl\.sync\.bfly\.b32\s[^,]*,[^,]*, )(\d+)", r"\g<1>0"),
     "a comparison turned": (r"(\n\s*setp\.)lt\.s32", r"\g<1>ge.s32"),
     "a sum turned": (r"(\n\s*)add(\.\w+\.?\w*f32|\.f32)", r"\g<1>sub\g<2>"),
     "an exponential dropped": (r"(\n\s*)ex2\.approx[\w.]*\s", r"\g<1>mov.b32 "),
@@ -124,10 +124,7 @@ def run(trial: Trial, change: Change = unchanged) -> dict[str, Any]:
             fault = error
         plain = results(case, "torch")
     oracle = results(case.changed(Tensor.double, torch.float64), "torch")
-    shares = {
-        name: max(error / limit for error, limit in by_norm(result, plain[name], oracle[name]).values())
-        for name, result in found.items()
-    }
+    shares = {name: _share(result, plain[name], oracle[name]) for name, result in found.items()}
     return {
         "fault": None if fault is None else str(fault),
         "share": max((share if share == share else float("inf") for share in shares.values()), default=0.0),
@@ -135,6 +132,12 @@ def run(trial: Trial, change: Change = unchanged) -> dict[str, Any]:
         "programs": dict(execution.programs),
         "instructions": {name: dict(counts) for name, counts in execution.instructions.items()},
     }
+
+
+def _share(result: Tensor, plain: Tensor, oracle: Tensor) -> float:
+    """How many times what is allowed the norm of the error is, or the largest error; see `support.judging`."""
+    compared = (result, plain, oracle)
+    return max(error / limit for error, limit in (*by_norm(*compared).values(), by_rule(*compared)["largest"]))
 
 
 def planted(trial: Trial, kernels: str, most: int) -> dict[str, list[str]]:
