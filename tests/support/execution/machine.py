@@ -37,7 +37,7 @@ class Copy(NamedTuple):
 class Products(NamedTuple):
     """Products that tensor cores have begun: the registers that they write, and what they read in shared memory."""
 
-    registers: Sequence[int]
+    registers: Sequence[str]
     places: list[Array]
 
 
