@@ -18,9 +18,6 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-# What librosa computes here is quicker than its compilation.
-os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
-
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="where the kernels' tests run: cpu interprets, cuda compiles")

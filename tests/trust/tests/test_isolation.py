@@ -14,8 +14,7 @@ from trust.outcome import ShortForm
 from trust.parts import isolation
 
 from septr_fast.passes import lengths
-from septr_fast.passes.torch import attention, chunks
-from septr_fast.passes.torch import passes as torch_passes
+from septr_fast.passes.torch import attention, joined
 
 
 def test_none_wrong(short_form: ShortForm, device: torch.device, one_thread: None) -> None:
@@ -40,8 +39,7 @@ def test_finds_what_leaks_between_samples(monkeypatch: pytest.MonkeyPatch) -> No
 
     model, x = isolation.Setting("pooled", torch.float32, "torch", training=False, batch_invariant=False).built()
     assert not any(keys for _, keys in isolation.seen_bits(model, x, training=False))
-    for module in (torch_passes, chunks):
-        monkeypatch.setattr(module, "mean_over_rows", leaking)
+    monkeypatch.setattr(joined, "mean_over_rows", leaking)
     assert all("class token" in keys for _, keys in isolation.seen_bits(model, x, training=False))
     assert not all(same for key, same in isolation.batch_sizes(model, x, training=False) if key == "class token")
     model.set_batch_invariant()
