@@ -19,6 +19,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .rounding import dot, sum_of_products
+
 LOG2E = tl.constexpr(1.4426950408889634)
 
 
@@ -79,7 +81,7 @@ def inner_products(
     that they sum up in registers.
     """
     if BLOCK_C == BLOCK_D:
-        products = tl.dot(left, tl.trans(right), input_precision=INPUT_PRECISION)
+        products = dot(left, tl.trans(right), input_precision=INPUT_PRECISION)
     else:
         products = tl.zeros((left.shape[0], right.shape[0]), tl.float32)
         for start in range(0, BLOCK_D, BLOCK_C):
@@ -87,7 +89,7 @@ def inner_products(
             # (·, BLOCK_C)
             a = load_slice(left_source, offs_c, HEAD_DIM)
             b = load_slice(right_source, offs_c, HEAD_DIM)
-            products = tl.dot(a, tl.trans(b), products, input_precision=INPUT_PRECISION)
+            products = dot(a, tl.trans(b), products, input_precision=INPUT_PRECISION)
     return products
 
 
@@ -166,7 +168,7 @@ def axis_attention_fwd_kernel(
     cls_k = load_vector(cls_k_ptr, offs_d, cls_k_strides[2], HEAD_DIM, 0.0)
     cls_v = load_vector(cls_v_ptr, offs_d, cls_v_strides[2], HEAD_DIM, 0.0)
     # (BLOCK_Q,)
-    largest = tl.sum(q.to(tl.float32) * cls_k[None, :], 1)
+    largest = sum_of_products(q.to(tl.float32), cls_k[None, :], 1)
     total = tl.full((BLOCK_Q,), 1.0, tl.float32)
     # (BLOCK_Q, BLOCK_D)
     acc = tl.zeros((BLOCK_Q, BLOCK_D), tl.float32) + cls_v[None, :]
@@ -189,7 +191,7 @@ def axis_attention_fwd_kernel(
             v = k
         else:
             v = load_tile(v_ptr, start + offs_k, offs_d, v_strides[2], v_strides[4], KEYS, HEAD_DIM, EVEN_K)
-        acc = tl.dot(p.to(v.dtype), v, acc * rescale[:, None], input_precision=INPUT_PRECISION)
+        acc = dot(p.to(v.dtype), v, acc * rescale[:, None], input_precision=INPUT_PRECISION)
     store_tile(
         out_ptr,
         acc / total[:, None],

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 from .attention import LOG2E, inner_products, load_source, load_tile, load_vector, store_tile
+from .rounding import dot, sum_of_products
 
 
 @triton.jit
@@ -154,8 +155,8 @@ def axis_attention_bwd_query_kernel(
     q = load_tile(q_ptr, offs_q, offs_d, q_strides[2], q_strides[4], QUERIES, HEAD_DIM, EVEN_Q)
     grad = load_tile(grad_ptr, offs_q, offs_d, grad_strides[2], grad_strides[4], QUERIES, HEAD_DIM, EVEN_Q)
     # (BLOCK_Q,)
-    cls_p = weights_of(tl.sum(q.to(tl.float32) * cls_k[None, :], 1), highest, factor)
-    cls_dp = tl.sum(grad.to(tl.float32) * cls_v[None, :], 1)
+    cls_p = weights_of(sum_of_products(q.to(tl.float32), cls_k[None, :], 1), highest, factor)
+    cls_dp = sum_of_products(grad.to(tl.float32), cls_v[None, :], 1)
     q_source, grad_source = (q_ptr, offs_q, q_strides, QUERIES), (grad_ptr, offs_q, grad_strides, QUERIES)
     queries, keys = (q, grad, highest, factor, q_source, grad_source), (k_ptr, v_ptr, k_strides, v_strides)
     delta = cls_p * cls_dp
@@ -164,13 +165,13 @@ def axis_attention_bwd_query_kernel(
         p, dp, k = attention_and_gradient(
             queries, keys, 0, valid, KEYS, HEAD_DIM, BLOCK_D, BLOCK_K, BLOCK_C, SHARED, INPUT_PRECISION
         )
-        delta += tl.sum(p * dp, 1)
+        delta += sum_of_products(p, dp, 1)
     else:
         for start in range(0, KEYS, BLOCK_K):
             p, dp, _ = attention_and_gradient(
                 queries, keys, start, valid, KEYS, HEAD_DIM, BLOCK_D, BLOCK_K, BLOCK_C, SHARED, INPUT_PRECISION
             )
-            delta += tl.sum(p * dp, 1)
+            delta += sum_of_products(p, dp, 1)
     tl.store(delta_ptr + offs_q.to(tl.int64) * delta_strides[2], delta, mask=offs_q < QUERIES)
     cls_ds = cls_p * (cls_dp - delta)
     # (BLOCK_D,)
@@ -178,7 +179,7 @@ def axis_attention_bwd_query_kernel(
     # (BLOCK_Q, BLOCK_D)
     if KEYS <= BLOCK_K:
         ds = p * (dp - delta[:, None])
-        grad_q = tl.dot(ds.to(k.dtype), k, input_precision=INPUT_PRECISION)
+        grad_q = dot(ds.to(k.dtype), k, input_precision=INPUT_PRECISION)
         grad_q += cls_ds[:, None] * cls_k[None, :]
     else:
         grad_q = cls_ds[:, None] * cls_k[None, :]
@@ -187,14 +188,14 @@ def axis_attention_bwd_query_kernel(
                 queries, keys, start, valid, KEYS, HEAD_DIM, BLOCK_D, BLOCK_K, BLOCK_C, SHARED, INPUT_PRECISION
             )
             ds = p * (dp - delta[:, None])
-            grad_q = tl.dot(ds.to(k.dtype), k, grad_q, input_precision=INPUT_PRECISION)
+            grad_q = dot(ds.to(k.dtype), k, grad_q, input_precision=INPUT_PRECISION)
     store_tile(grad_q_ptr, grad_q, offs_q, offs_d, grad_q_strides[2], grad_q_strides[4], QUERIES, HEAD_DIM, EVEN_Q)
     # (BLOCK_Q, BLOCK_D), once more: held all the time they would not fit the registers
     q = load_tile(q_ptr, offs_q, offs_d, q_strides[2], q_strides[4], QUERIES, HEAD_DIM, EVEN_Q)
     grad = load_tile(grad_ptr, offs_q, offs_d, grad_strides[2], grad_strides[4], QUERIES, HEAD_DIM, EVEN_Q)
     # (BLOCK_D,)
-    grad_cls_k = tl.sum(cls_ds[:, None] * q.to(tl.float32), 0)
-    grad_cls_v = tl.sum(cls_p[:, None] * grad.to(tl.float32), 0)
+    grad_cls_k = sum_of_products(cls_ds[:, None], q.to(tl.float32), 0)
+    grad_cls_v = sum_of_products(cls_p[:, None], grad.to(tl.float32), 0)
     offs_partial = pid.to(tl.int64) * HEAD_DIM + offs_d
     if SHARED:
         tl.store(grad_cls_k_ptr + offs_partial, grad_cls_k + grad_cls_v, mask=offs_d < HEAD_DIM)
@@ -213,11 +214,11 @@ def add_key_gradients(p, dp, q, grad, delta, grad_k, grad_v, SHARED: tl.constexp
     # (BLOCK_K, BLOCK_Q)
     ds = p * (dp - delta[None, :])
     # (BLOCK_K, BLOCK_D)
-    grad_k = tl.dot(ds.to(q.dtype), q, grad_k, input_precision=INPUT_PRECISION)
+    grad_k = dot(ds.to(q.dtype), q, grad_k, input_precision=INPUT_PRECISION)
     if SHARED:
-        grad_k = tl.dot(p.to(q.dtype), grad, grad_k, input_precision=INPUT_PRECISION)
+        grad_k = dot(p.to(q.dtype), grad, grad_k, input_precision=INPUT_PRECISION)
     else:
-        grad_v = tl.dot(p.to(q.dtype), grad, grad_v, input_precision=INPUT_PRECISION)
+        grad_v = dot(p.to(q.dtype), grad, grad_v, input_precision=INPUT_PRECISION)
     return grad_k, grad_v
 
 

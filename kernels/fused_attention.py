@@ -19,6 +19,7 @@ from torch import Tensor
 
 from . import launch
 from .attention import LOG2E, load_tile, load_vector, store_tile
+from .rounding import dot, sum_of_products
 
 MOST_KEYS = 128
 
@@ -91,13 +92,13 @@ def fused_attention_fwd_kernel(
             )
             bias = load_vector(query_bias_ptr, offs_feature, query_bias_strides[0], HEADS * DIM, 0.0)
             # (BLOCK_Q, BLOCK_C)
-            query = tl.dot(tokens, tl.trans(weight), input_precision=INPUT_PRECISION) + bias[None, :]
+            query = dot(tokens, tl.trans(weight), input_precision=INPUT_PRECISION) + bias[None, :]
             query = query.to(dtype)
             # (BLOCK_K, BLOCK_C)
             keys = load_tile(hat_ptr, offs_k, offs_c, hat_strides[2], hat_strides[3], LENGTH, DIM, EVEN_K)
-            scores = tl.dot(query, tl.trans(keys), scores, input_precision=INPUT_PRECISION)
+            scores = dot(query, tl.trans(keys), scores, input_precision=INPUT_PRECISION)
             cls_key = load_vector(cls_hat_ptr, offs_c, cls_hat_strides[1], DIM, 0.0)
-            cls_scores += tl.sum(query.to(tl.float32) * cls_key[None, :], 1)
+            cls_scores += sum_of_products(query.to(tl.float32), cls_key[None, :], 1)
         if LENGTH != BLOCK_K:
             scores = tl.where((offs_k < LENGTH)[None, :], scores, float("-inf"))
         # (BLOCK_Q,)
@@ -114,7 +115,7 @@ def fused_attention_fwd_kernel(
             values = load_tile(hat_ptr, offs_k, offs_c, hat_strides[2], hat_strides[3], LENGTH, DIM, EVEN_K)
             cls_value = load_vector(cls_hat_ptr, offs_c, cls_hat_strides[1], DIM, 0.0)
             # (BLOCK_Q, BLOCK_C)
-            attended = tl.dot(p, values, cls_p[:, None] * cls_value[None, :], input_precision=INPUT_PRECISION)
+            attended = dot(p, values, cls_p[:, None] * cls_value[None, :], input_precision=INPUT_PRECISION)
             # (BLOCK_D, BLOCK_C)
             weight = load_tile(
                 out_weight_ptr,
@@ -126,7 +127,7 @@ def fused_attention_fwd_kernel(
                 HEADS * DIM,
                 DIM == BLOCK_D,
             )
-            branch = tl.dot(attended.to(dtype), tl.trans(weight), branch, input_precision=INPUT_PRECISION)
+            branch = dot(attended.to(dtype), tl.trans(weight), branch, input_precision=INPUT_PRECISION)
     branch += load_vector(out_bias_ptr, offs_d, out_bias_strides[0], DIM, 0.0)[None, :]
     store_tile(branch_ptr, branch, offs_q, offs_d, branch_strides[2], branch_strides[3], LENGTH, DIM, EVEN_Q)
 

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from .low_rank_kernels import channel_ptr, class_key_weights, load_vector, score_terms, tile_ptrs
+from .rounding import rounded_product, sum_of_products
 
 
 @triton.jit
@@ -134,10 +135,10 @@ def low_rank_bwd_class_key_kernel(
                 u_k = load_vector(channel_ptr(u_row + u_strides[1], c, u_strides[2]), offs_k, u_strides[1], mask_k)
                 pixel_grad = load_vector(channel_ptr(pixel_grads, c, grad_strides[1]), offs_row, 1, mask_q)
                 grad_probability += pixel_grad[:, None] * u_k[None, :]
-            delta += tl.sum(probability * grad_probability, 1)
+            delta += sum_of_products(probability, grad_probability, 1)
         tl.store(delta_ptr + offs_statistics + offs_q, delta, mask=mask_q)
         grad_scores = cls_probability * (cls_grad * r_cls - delta)
-        grad_weights = grad_scores * r_cls
+        grad_weights = rounded_product(grad_scores, r_cls)
         grad_table += grad_weights * r_q
         grad_bias += tl.sum(grad_weights, 0)
         slot = ((key_blocks * heads + far_head) * sequences + sequence) * tokens
@@ -145,10 +146,11 @@ def low_rank_bwd_class_key_kernel(
         tl.store(query_parts, grad_weights * cls_table, mask=mask_q)
         slot = (((key_blocks + 1 + first + block) * heads + far_head) * sequences + sequence) * tokens
         key_parts = factor_parts_ptr + slot * (1 + CHANNELS)
-        tl.store(key_parts, tl.sum(cls_probability * cls_grad + grad_scores * cls_weights, 0))
+        share = rounded_product(grad_scores, cls_weights)
+        tl.store(key_parts, tl.sum(cls_probability * cls_grad + share, 0))
         for c in range(CHANNELS):
             u_q = load_vector(channel_ptr(u_row, c, u_strides[2]), offs_q, u_strides[1], mask_q)
-            grad_slope += tl.where(offs_c == c, tl.sum(grad_weights * u_q, 0), 0.0)
+            grad_slope += tl.where(offs_c == c, sum_of_products(grad_weights, u_q, 0), 0.0)
             tl.store(query_parts + 1 + c, grad_weights * tl.load(slope_ptr + c * slope_strides[0]), mask=mask_q)
             tl.store(key_parts + 1 + c, 0.0)
     table_parts_ptr += ((part * tokens + offs_q).to(tl.int64) * heads + head) * tokens
@@ -263,15 +265,16 @@ def low_rank_bwd_kernel(
             pixel_grad = load_vector(channel_ptr(pixel_grads, c, grad_strides[1]), offs_row, 1, mask_q)
             grad_probability += pixel_grad[:, None] * u_k[None, :]
         grad_scores = probability * (grad_probability - delta[:, None])
-        grad_weights = grad_scores * r_k[None, :]
+        grad_weights = rounded_product(grad_scores, r_k[None, :])
         grad_table += grad_weights * r_q[:, None]
         grad_bias += tl.sum(grad_weights, 0)
         slot = ((key_block * heads + far_head) * sequences + sequence) * tokens
         query_parts = factor_parts_ptr + (slot + offs_q) * (1 + CHANNELS)
-        tl.store(query_parts, tl.sum(grad_weights * table, 1), mask=mask_q)
+        tl.store(query_parts, sum_of_products(grad_weights, table, 1), mask=mask_q)
         slot = (((key_blocks + 1 + first + block) * heads + far_head) * sequences + sequence) * tokens
         key_parts = factor_parts_ptr + (slot + 1 + offs_k) * (1 + CHANNELS)
-        tl.store(key_parts, tl.sum(probability * grad + grad_scores * weights, 0), mask=mask_k)
+        share = rounded_product(grad_scores, weights)
+        tl.store(key_parts, tl.sum(probability * grad + share, 0), mask=mask_k)
         row = (key_block * sequences + sequence) * tokens + offs_q
         grad_query_ptrs = query_parts_ptr + (row * heads + head) * CHANNELS
         for c in range(CHANNELS):
@@ -280,12 +283,12 @@ def low_rank_bwd_kernel(
             query = load_vector(channel_ptr(query_row, c, query_strides[3]), offs_q, query_strides[1], mask_q)
             slope = load_vector(slope_ptr + slope_strides[2] + c * slope_strides[0], offs_k, slope_strides[2], mask_k)
             pixel_grad = load_vector(channel_ptr(pixel_grads, c, grad_strides[1]), offs_row, 1, mask_q)
-            share = tl.sum(grad_weights * u_q[:, None], 0)
+            share = sum_of_products(grad_weights, u_q[:, None], 0)
             grad_slope += tl.where(offs_c[:, None] == c, share[None, :], 0.0)
-            tl.store(query_parts + 1 + c, tl.sum(grad_weights * slope[None, :], 1), mask=mask_q)
-            share = tl.sum(probability * pixel_grad[:, None] + grad_scores * query[:, None], 0)
-            tl.store(key_parts + 1 + c, share, mask=mask_k)
-            tl.store(grad_query_ptrs + c, tl.sum(grad_scores * u_k[None, :], 1), mask=mask_q)
+            tl.store(query_parts + 1 + c, sum_of_products(grad_weights, slope[None, :], 1), mask=mask_q)
+            share = probability * pixel_grad[:, None] + rounded_product(grad_scores, query[:, None])
+            tl.store(key_parts + 1 + c, tl.sum(share, 0), mask=mask_k)
+            tl.store(grad_query_ptrs + c, sum_of_products(grad_scores, u_k[None, :], 1), mask=mask_q)
     offs_table = ((part * tokens + offs_q).to(tl.int64) * heads + head) * tokens
     tl.store(table_parts_ptr + offs_table[:, None] + 1 + offs_k[None, :], grad_table, mask=mask)
     slope_parts_ptr += ((first + block) * PARTS + part).to(tl.int64) * heads * tokens * (1 + CHANNELS)

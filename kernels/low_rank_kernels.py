@@ -33,6 +33,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .rounding import sum_of_products
+
 
 @triton.jit
 def load_vector(ptr, offs, stride, mask):
@@ -237,7 +239,7 @@ def low_rank_fwd_kernel(
             tl.store(rows_ptrs[:, None] + offs_column[None, :], coefficients, mask=mask)
             for c in range(CHANNELS):
                 u_k = load_vector(channel_ptr(u_row + u_strides[1], c, u_strides[2]), offs_k, u_strides[1], mask_k)
-                share = tl.sum(probability * u_k[None, :], 1)
+                share = sum_of_products(probability, u_k[None, :], 1)
                 from_pixels += tl.where(offs_c[None, :] == c, share[:, None], 0.0)
         cls_coefficients = tl.exp(cls_scores - highest) / total * r_cls
         tl.store(rows_ptrs + heads * length + head, cls_coefficients.to(rows_ptr.dtype.element_ty), mask=mask_q)

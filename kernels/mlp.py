@@ -34,6 +34,7 @@ from torch import Tensor
 from . import launch
 from .normalization import load_tokens, operands, standardize, store_tokens, token_offsets
 from .products import column_sums, outer
+from .rounding import dot, sum_of_products
 
 SQRT_HALF = tl.constexpr(0.7071067811865476)
 DENSITY_AT_ZERO = tl.constexpr(0.3989422804014327)
@@ -147,12 +148,12 @@ def mlp_fwd_kernel(
         # (BLOCK_H, BLOCK_D)
         hidden_weight = load_weight(hidden_weight_ptr, start + offs_h, offs_d, hidden_weight_strides, HIDDEN, WIDTH)
         # (BLOCK_M, BLOCK_H)
-        h = tl.dot(hat, tl.trans(hidden_weight), input_precision=INPUT_PRECISION)
+        h = dot(hat, tl.trans(hidden_weight), input_precision=INPUT_PRECISION)
         h += load_bias(hidden_bias_ptr, start + offs_h, hidden_bias_strides[0], HIDDEN)[None, :]
         activated = (h * normal_distribution(h)).to(dtype)
         # (BLOCK_D, BLOCK_H)
         out_weight = load_weight(out_weight_ptr, offs_d, start + offs_h, out_weight_strides, WIDTH, HIDDEN)
-        out = tl.dot(activated, tl.trans(out_weight), out, input_precision=INPUT_PRECISION)
+        out = dot(activated, tl.trans(out_weight), out, input_precision=INPUT_PRECISION)
     parts = pieces(out)
     for index in tl.static_range(len(parts)):
         offs_d = index * parts[0].shape[1] + tl.arange(0, parts[0].shape[1])
@@ -218,7 +219,7 @@ def mlp_bwd_kernel(
         # (BLOCK_H, BLOCK_D)
         hidden_weight = load_weight(hidden_weight_ptr, start + offs_h, offs_d, hidden_weight_strides, HIDDEN, WIDTH)
         # (BLOCK_M, BLOCK_H)
-        product = tl.dot(hat, tl.trans(hidden_weight), input_precision=INPUT_PRECISION)
+        product = dot(hat, tl.trans(hidden_weight), input_precision=INPUT_PRECISION)
         h = product + load_bias(hidden_bias_ptr, start + offs_h, hidden_bias_strides[0], HIDDEN)[None, :]
         distribution = normal_distribution(h)
         store_tokens(activated_ptr, h * distribution, packed * HIDDEN, start + offs_h, 1, mask_m, HIDDEN)
@@ -226,10 +227,10 @@ def mlp_bwd_kernel(
         # (BLOCK_D, BLOCK_H)
         out_weight = load_weight(out_weight_ptr, offs_d, start + offs_h, out_weight_strides, WIDTH, HIDDEN)
         # (BLOCK_M, BLOCK_H)
-        grad_h = (tl.dot(grad_z, out_weight, input_precision=INPUT_PRECISION) * slope).to(dtype)
+        grad_h = (dot(grad_z, out_weight, input_precision=INPUT_PRECISION) * slope).to(dtype)
         store_tokens(grad_h_ptr, grad_h, packed * HIDDEN, start + offs_h, 1, mask_m, HIDDEN)
-        grad_hat = tl.dot(grad_h, hidden_weight, grad_hat, input_precision=INPUT_PRECISION)
-        grad_hat_hat += tl.sum(grad_h.to(tl.float32) * product, 1)
+        grad_hat = dot(grad_h, hidden_weight, grad_hat, input_precision=INPUT_PRECISION)
+        grad_hat_hat += sum_of_products(grad_h.to(tl.float32), product, 1)
     mean = tl.sum(grad_hat, 1) / WIDTH
     parts = pieces(grad_hat)
     for index in tl.static_range(len(parts)):

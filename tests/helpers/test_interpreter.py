@@ -9,7 +9,7 @@ import textwrap
 import numpy as np
 import pytest
 import torch
-from support.kernels.interpreter import permuted_programs, product_in_turn, round_to_tf32
+from support.kernels.interpreter import cut_to_tf32, permuted_programs, product_in_turn, round_to_tf32
 
 triton = pytest.importorskip("triton")
 tl = triton.language
@@ -183,10 +183,17 @@ def test_tf32_rounding() -> None:
     assert np.isnan(round_to_tf32(np.array([0x7FFFFFFF, 0xFFFFFFFF], np.uint32).view(np.float32))).all()
 
 
-def test_tf32_products_round_their_operands() -> None:
+def test_tf32_cut() -> None:
+    step = 2.0**-10
+    values = [1 + step - 2**-23, -(1 + 2 * step - 2**-23), 1 + step, float("inf"), 3 * step]
+    assert cut_to_tf32(np.array(values, np.float32)).tolist() == [1, -(1 + step), 1 + step, float("inf"), 3 * step]
+    assert np.isnan(cut_to_tf32(np.array([0x7F800001, 0xFFFFFFFF], np.uint32).view(np.float32))).all()
+
+
+def test_tf32_products_cut_their_operands() -> None:
     a, b = torch.randn(32, 32), torch.randn(32, 32)
-    rounded_a, rounded_b = (torch.from_numpy(round_to_tf32(x.numpy())) for x in (a, b))
-    assert torch.equal(launch_dot(a, b, "tf32"), launch_dot(rounded_a, rounded_b, "ieee"))
+    cut_a, cut_b = (torch.from_numpy(cut_to_tf32(x.numpy())) for x in (a, b))
+    assert torch.equal(launch_dot(a, b, "tf32"), launch_dot(cut_a, cut_b, "ieee"))
     assert not torch.equal(launch_dot(a, b, "tf32"), launch_dot(a, b, "ieee"))
     assert torch.equal(launch_dot(a, b, "tf32x3"), launch_dot(a, b, "ieee"))
     oracle = a.double() @ b.double()

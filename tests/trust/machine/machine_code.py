@@ -10,13 +10,17 @@ from dataclasses import dataclass
 from typing import Any
 
 _DOT = re.compile(
-    r"tt\.dot (?P<rest>[^\n]*?) : tensor<(?:\d+x)+(?P<left>\w+)[^>]*> \* tensor<(?:\d+x)+(?P<right>\w+)[^>]*>"
+    r"tt\.dot (?P<a>%\w+), (?P<b>%\w+)(?P<rest>[^\n]*?) : tensor<(?:\d+x)+(?P<left>\w+)[^>]*> \* tensor<(?:\d+x)+(?P<right>\w+)[^>]*>"
     r" -> tensor<(?:\d+x)+(?P<out>\w+)"
 )
+_DEFINED = re.compile(r"(%\w+) = ([a-z_.]+)")
 _PRECISION = re.compile(r"inputPrecision = (\w+)")
 _INSTRUCTION = re.compile(r"^\s*(?:@!?%p\d+\s+)?([a-z][a-z0-9_]*(?:\.[\w:]+)+)", re.MULTILINE)
 _TENSOR_CORES = re.compile(r"(mma\.sync|wmma\.mma|wgmma\.mma_async|tcgen05\.mma)\.")
 _ARITHMETIC = re.compile(r"(abs|add|cos|div|ex2|fma|lg2|mad|max|min|mul|neg|rcp|rsqrt|sin|sqrt|sub|tanh)\.")
+_SHUFFLE = re.compile(r"^\s*shfl\.sync\.\w+\.b32\s+(%\w+)", re.MULTILINE)
+_MOVE = re.compile(r"^\s*mov\.[bf]32\s+(%\w+), (%\w+);", re.MULTILINE)
+_MULTIPLY_ADD = re.compile(r"^\s*(?:@!?%p\d+\s+)?fma\.rn\.(?:ftz\.)?f32\s+[^;]*, (%\w+);", re.MULTILINE)
 _OTHER_FLOAT = re.compile(r"\.(f16|bf16|f64|e4m3|e5m2)(x\d)?$")
 
 DTYPES = {"bfloat16": "bf16", "float16": "f16", "float32": "f32", "tf32": "f32"}
@@ -71,6 +75,8 @@ def faults(asm: Mapping[str, Any], tensor_cores: Mapping[str, int], asked: Asked
         yield "TF32 in the code of float32 products"
     yield from _arithmetic(instructions, bool(FUNCTIONS.search(asm["ttir"])))
     yield from _contraction(instructions, asked.fusion)
+    if found := across_lanes(asm["ptx"]):
+        yield f"{len(found)} products contracted with another lane's sum, the first: {found[0]}"
 
 
 def ptx_instructions(ptx: str) -> Counter[str]:
@@ -90,10 +96,22 @@ def summary(asm: Mapping[str, Any]) -> dict[str, int]:
     }
 
 
+def across_lanes(ptx: str) -> list[str]:
+    """The multiply-adds of a product to what another lane of the warp holds.
+
+    The other lane adds its own product to what this one holds, rounded: their sums differ in the last bit.
+    """
+    shuffled = {found[1] for found in _SHUFFLE.finditer(ptx)}
+    moves = [found.groups() for found in _MOVE.finditer(ptx)]
+    while moved := {to for to, source in moves if source in shuffled} - shuffled:
+        shuffled |= moved
+    return [found[0].strip() for found in _MULTIPLY_ADD.finditer(ptx) if found[1] in shuffled]
+
+
 def unsaid_precision(source: str, name: str) -> list[str]:
     """Calls of `tl.dot` in a module that leave the precision to Triton."""
     calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
-    dots = [call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr.startswith("dot")]
+    dots = [call for call in calls if re.match(r"(tl\.)?dot", ast.unparse(call.func))]
     unsaid = [call for call in dots if not any(keyword.arg == "input_precision" for keyword in call.keywords)]
     return [f"{name}:{call.lineno}: {ast.unparse(call.func)} without input_precision" for call in unsaid]
 
@@ -103,7 +121,11 @@ def _products(ttir: str, asked: Asked) -> Iterator[str]:
     if len(found) != ttir.count("tt.dot"):
         yield f"{ttir.count('tt.dot')} products, of which {len(found)} can be read"
     wanted = (DTYPES[asked.dtype], DTYPES[asked.dtype], "f32")
+    defined = dict(_DEFINED.findall(ttir))
     for dot in found:
+        rounded = [defined.get(operand) == "arith.select" for operand in dot.group("a", "b")]
+        if asked.dtype == "tf32" and not all(rounded):
+            yield f"a product in TF32 of operands that are not rounded: {dot[0][:60]}"
         said = _PRECISION.search(dot["rest"])
         precision = said[1] if said else "ieee"
         if precision != PRECISIONS[asked.dtype]:

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from septr_fast.kernels import launch
 from septr_fast.kernels.launch import Config, Launch
+from septr_fast.kernels.rounding import dot
 
 from septr_fast.tuning.kernel_report import Case
 from trust.machine import compiling
@@ -38,8 +39,10 @@ def planted_kernel(x_ptr, y_ptr, FAULT: tl.constexpr, WIDTH: tl.constexpr, INPUT
         y = tl.dot(x.to(tl.float16), x.to(tl.float16), input_precision=INPUT_PRECISION)
     elif FAULT == "half sums":
         y = tl.dot(x, x, input_precision=INPUT_PRECISION, out_dtype=tl.float16)
-    else:
+    elif FAULT == "operands not rounded":
         y = tl.dot(x, x, input_precision=INPUT_PRECISION)
+    else:
+        y = dot(x, x, input_precision=INPUT_PRECISION)
     y = y.to(tl.float32)
     if FAULT == "approximate":
         y = tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=r,r", [y], dtype=tl.float32, is_pure=True, pack=1)
@@ -47,6 +50,9 @@ def planted_kernel(x_ptr, y_ptr, FAULT: tl.constexpr, WIDTH: tl.constexpr, INPUT
         y = (y.to(tl.float16) * y.to(tl.float16)).to(tl.float32)
     elif FAULT == "rounded apart":
         y = tl.inline_asm_elementwise("mul.rn.f32 $0, $1, $1;", "=r,r", [y], dtype=tl.float32, is_pure=True, pack=1)
+    elif FAULT == "contracted across lanes":
+        row = tl.load(x_ptr + offs)
+        y += tl.sum(row * row, 0)
     else:
         y = y * y + y
     tl.store(y_ptr + tile, y)
@@ -57,6 +63,8 @@ FAULTS = {
     "none, TF32": "tf32",
     "none, float16": "float16",
     "precision dropped": "float32",
+    "operands not rounded": "tf32",
+    "contracted across lanes": "float32",
     "precision fixed": "tf32",
     "rounded operands": "float32",
     "half sums": "float16",

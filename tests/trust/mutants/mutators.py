@@ -35,7 +35,8 @@ ARITHMETIC: dict[type[ast.operator], type[ast.operator]] = {
     ast.FloorDiv: ast.Mod,
 }
 FUNCTIONS = {"maximum": "minimum", "max": "min", "sum": "max", "exp2": "exp"}
-REDUCTIONS = ("sum", "max")
+REDUCTIONS = {"sum": 2, "max": 2, "sum_of_products": 3}
+"""With the axis as the last of so many arguments."""
 CAST_DROPPED = "cast dropped"
 NEUTRAL = ("disable_licm", "num_stages", "warp_specialize")
 """Arguments that change the speed alone."""
@@ -213,9 +214,9 @@ def _axes(parent: ast.AST, node: ast.AST, _: set[str]) -> Iterator[Change]:
         if _is_integer(index):
             number = index.value  # type: ignore[attr-defined]
             yield "axis", ast.Subscript(node.value, ast.Constant(number - 1 if number else 1), node.ctx)
-    if isinstance(node, ast.Call) and _called(node) in REDUCTIONS and len(node.args) == 2 and _is_integer(node.args[1]):
-        axis = ast.Constant(1 - node.args[1].value)  # type: ignore[attr-defined]
-        yield "axis", ast.Call(node.func, [node.args[0], axis], node.keywords)
+    if isinstance(node, ast.Call) and len(node.args) == REDUCTIONS.get(_called(node)) and _is_integer(node.args[-1]):
+        axis = ast.Constant(1 - node.args[-1].value)  # type: ignore[attr-defined]
+        yield "axis", ast.Call(node.func, [*node.args[:-1], axis], node.keywords)
 
 
 def _integers(parent: ast.AST, node: ast.AST, _: set[str]) -> Iterator[Change]:
@@ -290,7 +291,8 @@ def _calls(parent: ast.AST, node: ast.AST, _: set[str]) -> Iterator[Change]:
             yield "accumulator dropped", ast.Call(node.func, node.args[:2], node.keywords)
         rest = [keyword for keyword in node.keywords if keyword.arg != "input_precision"]
         if len(rest) < len(node.keywords):
-            yield "precision dropped", ast.Call(node.func, node.args, rest)
+            triton_s = ast.keyword("input_precision", ast.Constant("tf32"))
+            yield "precision dropped", ast.Call(node.func, node.args, [*rest, triton_s])
 
 
 def _transposes(parent: ast.AST, node: ast.AST, _: set[str]) -> Iterator[Change]:
@@ -333,4 +335,6 @@ def _is_axis(parent: ast.AST, node: ast.AST) -> bool:
     """Whether an integer is the axis of a reduction, which has an operator of its own, or of the speed alone."""
     if isinstance(parent, ast.keyword):
         return parent.arg in NEUTRAL
-    return isinstance(parent, ast.Call) and _called(parent) in REDUCTIONS and node in parent.args[1:]
+    if not isinstance(parent, ast.Call) or _called(parent) not in REDUCTIONS:
+        return False
+    return node in parent.args[REDUCTIONS[_called(parent)] - 1 :]

@@ -35,6 +35,8 @@ def planted() -> dict[str, list[str]]:
 
 
 FAULTS = {
+    "operands not rounded": "a product in TF32 of operands that are not rounded",
+    "contracted across lanes": "products contracted with another lane's sum",
     "precision dropped": "a product in tf32, expected ieee",
     "precision fixed": "a product in ieee, expected tf32",
     "rounded operands": "a product of f16 and f16 summed up in f32",
@@ -63,11 +65,13 @@ def test_planted_kernels_without_a_fault_pass(planted: dict[str, list[str]]) -> 
 
 
 DOT = "%y = tt.dot %x, %x, %zero{} : tensor<16x16xf32> * tensor<16x16xf32> -> tensor<16x16xf32>\n"
+ROUNDED = "%x = arith.select %is_number, %rounded, %value : tensor<16x16xi1>, tensor<16x16xf32>\n"
 HALVES = DOT.format("").replace("xf32> *", "xf16> *").replace("xf32> ->", "xf16> ->")
 MMA = "\tmma.sync.aligned.m16n8k8.row.col.f32.{0}.{0}.f32 {{ %r1 }}, {{ %r2 }};\n"
+SHUFFLED = "\tshfl.sync.bfly.b32 %r2, %r1, 8, 31, -1;\n\tmov.b32 %f3, %r2;\n\tfma.rn.f32 %f5, %f1, %f2, {};\n"
 CODE = [
     ("sound", DOT.format(""), "\tfma.rn.f32 %f1, %f2;\n\tadd.f32 %f1, %f2;\n", {}, "float32", None),
-    ("sound, TF32", DOT.format(", inputPrecision = tf32"), MMA.format("tf32"), {"HMMA": 1}, "tf32", None),
+    ("sound, TF32", ROUNDED + DOT.format(", inputPrecision = tf32"), MMA.format("tf32"), {"HMMA": 1}, "tf32", None),
     (
         "sound, 16 bits",
         HALVES,
@@ -82,6 +86,9 @@ CODE = [
     ("no tensor cores", HALVES, "", {}, "float16", "no tensor-core instruction"),
     ("machine code alone", DOT.format(""), "", {"HMMA": 4}, "float32", "in the machine code: {'HMMA': 4}"),
     ("rounding to TF32", "", "\tcvt.rna.tf32.f32 %r1, %f1;\n", {}, "float32", "TF32 in the code"),
+    ("not rounded to TF32", DOT.format(", inputPrecision = tf32"), MMA.format("tf32"), {"HMMA": 1}, "tf32", "TF32 of"),
+    ("contracted across lanes", "", SHUFFLED.format("%f3"), {}, "float32", "1 products contracted"),
+    ("contracted with its own", "", SHUFFLED.format("%f4"), {}, "float32", None),
     ("double", "", "\t@%p1 fma.rn.f64 %d1, %d2;\n", {}, "float32", "1 fma.rn.f64: arithmetic outside of float32"),
     ("fast square root", "", "\tsqrt.approx.f32 %f1, %f2;\n", {}, "float32", "sqrt.approx.f32: not exact"),
     ("flushed", "", "\tadd.ftz.f32 %f1, %f2;\n", {}, "float32", "add.ftz.f32: not exact"),

@@ -1,0 +1,43 @@
+"""Values that are rounded where a compiler might not round them.
+
+A product that is added to a sum is contracted with it into one operation, without a rounding between. Where the lanes
+of a warp add up their products by exchanging them, each would add its own product, not rounded, to its neighbour's
+rounded one: lanes that shall hold the same sum would differ in its last bit, and which of them is stored would be a
+matter of chance. In `a b + 0` the product is rounded, and nothing is left to contract.
+
+Tensor cores drop the 13 last bits of float32 operands in TF32. Rounded to the nearest before, as by the vendor's
+libraries, the operands err by half as much at most, and no longer towards zero.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def rounded_product(a, b):
+    """`a b` in float32, rounded whatever becomes of it."""
+    return tl.fma(a, b, 0.0)
+
+
+@triton.jit
+def sum_of_products(a, b, AXIS: tl.constexpr):
+    """The sum of `a b` along an axis, each lane's the same to the bit."""
+    return tl.sum(rounded_product(a, b), AXIS)
+
+
+@triton.jit
+def round_to_tf32(x):
+    """float32 rounded to the 10 bits of TF32, to the nearest, ties away from zero; NaN and infinities stay."""
+    bits = x.to(tl.uint32, bitcast=True)
+    rounded = ((bits + 0x1000) & 0xFFFFE000).to(tl.float32, bitcast=True)
+    return tl.where(x == x, rounded, x)
+
+
+@triton.jit
+def dot(a, b, acc=None, input_precision: tl.constexpr = None):
+    """`tl.dot`, of rounded operands in TF32; the precision is to be named."""
+    if input_precision == "tf32" and a.dtype == tl.float32:
+        a, b = round_to_tf32(a), round_to_tf32(b)
+    return tl.dot(a, b, acc, input_precision=input_precision)
