@@ -28,6 +28,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    from audio import plain_numba
+
+    plain_numba.install()
     if config.getoption("--device") == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"
         from support.kernels import interpreter

@@ -89,7 +89,7 @@ def test_results_hang_together(smoke: tuple[subprocess.CompletedProcess[str], Pa
     step = {result.model: result for result in found.results if result.group == cases.STEP}
     assert step[OURS].flops == step[OURS].useful_flops < step[RECOMPUTING].flops < step[REFERENCE].flops
     assert step[RECOMPUTING].saved_bytes < step[OURS].saved_bytes < step[REFERENCE].saved_bytes
-    assert step[OURS].parameters == step[REFERENCE].parameters == step[MERGED].parameters
+    assert step[OURS].parameters == step[REFERENCE].parameters
     assert "attention: " in step[FUSED].note
     largest = {result.model: result for result in found.results if result.group == cases.LARGEST}
     assert largest[OURS].batch > largest[REFERENCE].batch >= 1

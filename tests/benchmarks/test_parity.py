@@ -59,7 +59,7 @@ def small_batches_alone(change: float) -> Any:
 
 @pytest.mark.parametrize("planted", [off(1e-5), small_batches_alone(1e-3)], ids=["slightly wrong", "large batches"])
 def test_a_wrong_result_in_a_largest_batch_is_refused(planted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    case, timer, found = replace(STEP, group=cases.LARGEST), Timer(), runner(limit=64 << 20)
+    case, timer, found = replace(STEP, group=cases.LARGEST), Timer(), runner(limit=24 << 20)
     found.run(timer, case, OURS)
     assert timer.timed >= 2
     assert found.results[0].batch > parity.SAMPLES

@@ -110,8 +110,7 @@ def whole(gradient: Tensor | None) -> Tensor:
     return full
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+@pytest.mark.parametrize(("before", "after", "parallel"), [(2, 1, "fsdp2"), (1, 2, "ddp")])
 def test_goes_on_with_another_number_of_processes(
     before: int, after: int, parallel: str, alone: Path, tones: Path, tmp_path: Path
 ) -> None:

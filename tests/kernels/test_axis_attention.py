@@ -53,8 +53,11 @@ def test_lengths_at_tile_edges(form: Form, length: int, device: torch.device) ->
         check(inputs, form.heads, "height")
 
 
-@pytest.mark.parametrize(("dtype", "block_q"), [(torch.float16, 1024), (torch.float32, 128)], ids=str)
-@pytest.mark.parametrize("form", [Form(1, 1, False), Form(1, 1, True)], ids=["merged", "direct"])
+@pytest.mark.parametrize(
+    ("form", "dtype", "block_q"),
+    [(Form(1, 1, False), torch.float16, 1024), (Form(1, 1, True), torch.float32, 128)],
+    ids=["merged", "direct"],
+)
 def test_longest_sequence(form: Form, dtype: torch.dtype, block_q: int, device: torch.device) -> None:
     """In tiles that NumPy is quick with; in float32, where it sums a long one up in turn, in those of a GPU."""
     inputs = draw(form, grid_shape("width", 4096, rows=1), 32, device, dtype)

@@ -27,7 +27,7 @@ RUNS = [
     pytest.param(reference.SepTr, torch.float64, False, id="reference-float64"),
 ]
 LARGE = {"SepTr": ("model_default",), "reference": ("model_default", "model_default_ds2")}
-"""They take a core half a minute or minutes in float64: with `--long`."""
+"""They take a core half a minute or minutes in float64: with `--long`; recomputed as in the reference."""
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -35,7 +35,7 @@ LARGE = {"SepTr": ("model_default",), "reference": ("model_default", "model_defa
 def test_model(
     name: str, kind: type[nn.Module], dtype: torch.dtype, recompute: bool, request: pytest.FixtureRequest
 ) -> None:
-    large = LARGE["reference" if kind is reference.SepTr else "SepTr"]
+    large = LARGE["reference" if kind is reference.SepTr or recompute else "SepTr"]
     if name in large and dtype == torch.float64 and not request.config.getoption("--long"):
         pytest.skip("takes a core up to minutes: --long")
     stored, config, batch, seed = load(name)

@@ -39,8 +39,9 @@ def test_triton_gives_its_reason() -> None:
         command = [sys.executable, "-c", program]
         return subprocess.run(command, check=True, env={**environment, **more}, capture_output=True, text=True).stdout
 
-    assert said() == 'backend="triton" cannot run here: Triton kernels need a CUDA device, got cpu\n'
-    assert said(TRITON_INTERPRET="1") == said()
+    expected = 'backend="triton" cannot run here: Triton kernels need a CUDA device, got cpu\n'
+    assert said() == expected
+    assert said(TRITON_INTERPRET="1") == expected
 
 
 def test_reasons_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
