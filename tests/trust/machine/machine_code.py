@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 _DOT = re.compile(
-    r"tt\.dot (?P<a>%\w+), (?P<b>%\w+)(?P<rest>[^\n]*?) : tensor<(?:\d+x)+(?P<left>\w+)[^>]*> \* tensor<(?:\d+x)+(?P<right>\w+)[^>]*>"
+    r"tt\.dot (?P<a>%\w+), (?P<b>%\w+)(?P<rest>[^\n]*?)"
+    r" : tensor<(?:\d+x)+(?P<left>\w+)[^>]*> \* tensor<(?:\d+x)+(?P<right>\w+)[^>]*>"
     r" -> tensor<(?:\d+x)+(?P<out>\w+)"
 )
 _DEFINED = re.compile(r"(%\w+) = ([a-z_.]+)")
