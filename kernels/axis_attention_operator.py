@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from .axis_attention import Operands, attend, attend_backward
-from .operators import along, check_grid, check_tensors, one_at_a_time, refuse_second_derivative
+from .operators import along, check_grid, check_tensors, derivative, refuse_second_derivative
 
 
 @torch.library.custom_op("septr_fast::axis_attention", mutates_args=())
@@ -194,7 +194,7 @@ def _differentiate(ctx: Any, grad_out: Tensor, grad_cls_out: Tensor, *_: Tensor 
     return *(None if tensor is None else next(gradients) for tensor in saved[:6]), None, None
 
 
-axis_attention.register_autograd(one_at_a_time(_differentiate), setup_context=_keep)
+axis_attention.register_autograd(derivative(_differentiate), setup_context=_keep)
 refuse_second_derivative(axis_attention_backward, "axis_attention")
 
 

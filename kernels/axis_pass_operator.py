@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from .axis_pass import Settings, Weights, backward, forward
-from .operators import along, check_grid, check_tensors, check_valid, one_at_a_time, refuse_second_derivative
+from .operators import along, check_grid, check_tensors, check_valid, derivative, refuse_second_derivative
 
 
 @torch.library.custom_op("septr_fast::axis_pass", mutates_args=())
@@ -171,7 +171,7 @@ def _differentiate(ctx: Any, grad_out: Tensor, grad_cls_out: Tensor, *_: Tensor)
     return *(None if tensor is None else next(gradients) for tensor in saved[:11]), *(None,) * 7
 
 
-axis_pass.register_autograd(one_at_a_time(_differentiate), setup_context=_keep)
+axis_pass.register_autograd(derivative(_differentiate), setup_context=_keep)
 refuse_second_derivative(axis_pass_backward, "axis_pass")
 
 

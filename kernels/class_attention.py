@@ -12,7 +12,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import launch
 from .class_attention_kernels import class_attention_bwd_kernel, class_attention_fwd_kernel, class_key_bwd_kernel
-from .operators import along, check_grid, check_tensors, check_valid, one_at_a_time, refuse_second_derivative
+from .operators import along, check_grid, check_tensors, check_valid, derivative, refuse_second_derivative
 
 
 def attend(
@@ -299,7 +299,7 @@ def _differentiate(ctx: Any, grad_attended: Tensor, _: Tensor | None) -> tuple[T
     return *class_attention_backward(grad_attended, *tensors, ctx.eps, ctx.axis, valid), None, None, None
 
 
-class_attention.register_autograd(one_at_a_time(_differentiate), setup_context=_save)
+class_attention.register_autograd(derivative(_differentiate), setup_context=_save)
 refuse_second_derivative(class_attention_backward, "class_attention")
 
 

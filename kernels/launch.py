@@ -242,8 +242,16 @@ def override(configs: Mapping[str, Config]) -> Iterator[None]:
 
 
 def input_precision() -> str:
-    """How float32 products are computed, following `torch.get_float32_matmul_precision`: "ieee" or "tf32"."""
-    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    """How float32 products are computed, "ieee" or "tf32", as PyTorch is told to compute them on CUDA devices.
+
+    It is told by `torch.set_float32_matmul_precision` or `torch.backends.cuda.matmul.allow_tf32`, which set
+    `torch.backends.cuda.matmul.fp32_precision` too, or by that alone: then `torch.get_float32_matmul_precision` raises.
+    Before PyTorch 2.9 there are the first two.
+    """
+    told = getattr(torch.backends.cuda.matmul, "fp32_precision", None)
+    if told is None:
+        told = "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    return "tf32" if told == "tf32" else "ieee"
 
 
 def feature_block(width: int) -> int:

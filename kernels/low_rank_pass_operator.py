@@ -10,7 +10,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from .low_rank import ScoreTables
 from .low_rank_pass import Tables, backward, forward
-from .operators import along, check_grid, check_tensors, one_at_a_time, refuse_second_derivative
+from .operators import along, check_grid, check_tensors, derivative, refuse_second_derivative
 from .passes import Layers
 
 
@@ -194,7 +194,7 @@ def _differentiate(ctx: Any, grad_out: Tensor, grad_cls_out: Tensor, *_: Tensor)
     return *([] if asked else [None]), *gradients, *(None,) * 4
 
 
-low_rank_pass.register_autograd(one_at_a_time(_differentiate), setup_context=_keep)
+low_rank_pass.register_autograd(derivative(_differentiate), setup_context=_keep)
 refuse_second_derivative(low_rank_pass_backward, "low_rank_pass")
 
 

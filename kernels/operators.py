@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -25,11 +26,25 @@ def refuse_second_derivative(backward: Any, name: str) -> None:
     backward.register_autograd(refuse)
 
 
-def one_at_a_time(differentiate: Callable[..., Any]) -> Callable[..., Any]:
-    """`differentiate(ctx, *grads)`, called for each of the gradients that `is_grads_batched` stacks into one.
+def derivative(differentiate: Callable[..., Any]) -> Callable[..., Any]:
+    """`differentiate(ctx, *grads)` as PyTorch calls it.
 
-    Where PyTorch takes several gradients at once by its own vmap, an operator that takes lists gets no rule from it.
+    Called inside of autocast it computes as outside. Of the gradients that `is_grads_batched` stacks into one it gets
+    one after the other: where PyTorch takes several at once by its own vmap, an operator that takes lists gets no rule.
     """
+    one = _one_at_a_time(differentiate)
+
+    @functools.wraps(differentiate)
+    def run(ctx: Any, *grads: Any) -> Any:
+        device = next((x.device.type for x in grads if isinstance(x, Tensor)), "meta")
+        with nullcontext() if device == "meta" else torch.autocast(device, enabled=False):
+            return one(ctx, *grads)
+
+    return run
+
+
+def _one_at_a_time(differentiate: Callable[..., Any]) -> Callable[..., Any]:
+    """`differentiate(ctx, *grads)`, called for each of the gradients that `is_grads_batched` stacks into one."""
 
     @functools.wraps(differentiate)
     def run(ctx: Any, *grads: Any) -> Any:

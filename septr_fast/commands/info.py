@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import platform
 import sys
+import time
+from collections.abc import Iterator
 
 import torch
 
+import septr_fast.kernels as kernels
 from septr_fast.kernels import launch
 from septr_fast.passes import backend
 from septr_fast.passes.torch import cores
@@ -19,7 +22,8 @@ PASSES = ("axis_pass", "low_rank_pass", "class_only_pass")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """None: it tells all it knows."""
+    """Whether to try the kernels too."""
+    parser.add_argument("--test", action="store_true", help="try the kernels on every CUDA device, beside PyTorch")
 
 
 def taken(pass_name: str, device: torch.device) -> tuple[str, str]:
@@ -75,7 +79,31 @@ def text() -> str:
     return "\n".join(lines)
 
 
-def run() -> int:
-    """Print the text; return the exit status."""
+def trials() -> Iterator[tuple[str, bool]]:
+    """What comes of a trial of the kernels on every CUDA device, in every dtype, and whether it went well."""
+    devices = [device for device in backend.devices() if device.type == "cuda"]
+    if not devices:
+        yield "no kernel was tried: they need a CUDA device", True
+    for device in devices:
+        for dtype in kernels.DTYPES:
+            start = time.perf_counter()
+            reason = backend.why_not_triton(PASSES[0], device) or _verdict(device, dtype)
+            took = f"{device}, {str(dtype).removeprefix('torch.')}, {time.perf_counter() - start:.1f} s"
+            yield f"{took}: {'the kernels do as PyTorch does' if reason is None else reason}", reason is None
+
+
+def _verdict(device: torch.device, dtype: torch.dtype) -> str | None:
+    from septr_fast.passes.triton import trial
+
+    return trial.verdict(device, dtype)
+
+
+def run(test: bool) -> int:
+    """Print the text, and trials where wanted; return the exit status, 1 where one of them failed."""
     sys.stdout.write(f"{text()}\n")
-    return 0
+    status = 0
+    for line, right in trials() if test else ():
+        sys.stdout.write(f"\n{line}\n")
+        sys.stdout.flush()
+        status |= not right
+    return status

@@ -8,9 +8,11 @@ import importlib.util
 import logging
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -76,7 +78,10 @@ def capability(device: torch.device) -> int | None:
 
 
 def driver_version() -> str | None:
-    """The version of NVIDIA's driver as `nvidia-smi` tells it."""
+    """The version of NVIDIA's driver as Linux or `nvidia-smi` tells it."""
+    told = Path("/proc/driver/nvidia/version")
+    if told.exists() and (found := re.search(r"Kernel Module\s+(?:for \S+\s+)?([\d.]+)", told.read_text())):
+        return found[1]
     if shutil.which("nvidia-smi") is None:
         return None
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
@@ -163,7 +168,13 @@ def _why_not_now() -> str | None:
     return None
 
 
-def choose(backend: str, pass_name: str, device: torch.device, limit: str | None = None) -> str:
+def choose(
+    backend: str,
+    pass_name: str,
+    device: torch.device,
+    limit: str | None = None,
+    trial: Callable[[], str | None] = lambda: None,
+) -> str:
     """The backend that runs `pass_name` for tensors on `device`: "torch" or "triton".
 
     Args:
@@ -172,6 +183,7 @@ def choose(backend: str, pass_name: str, device: torch.device, limit: str | None
         pass_name: name of a function of `septr_fast.passes.dispatch`.
         device: where the tensors are.
         limit: what of this pass the kernels cannot do, if anything.
+        trial: where they can run, tells what they did wrong on `device`, if anything.
 
     Raises:
         ValueError: for an unknown name.
@@ -179,7 +191,7 @@ def choose(backend: str, pass_name: str, device: torch.device, limit: str | None
     """
     if check_name(backend) == "torch" or (backend == "auto" and device.type != "cuda"):
         return "torch"
-    reason = limit or _why_not_now() or why_not_triton(pass_name, device)
+    reason = limit or _why_not_now() or why_not_triton(pass_name, device) or trial()
     if reason is None:
         return "triton"
     if backend == "triton":

@@ -7,9 +7,11 @@ sequence in front. The class token that comes back is the mean over all sequence
 
 from __future__ import annotations
 
+from functools import partial
 from types import ModuleType
 from typing import cast
 
+import torch
 from torch import Tensor
 
 import septr_fast.kernels as kernels
@@ -96,11 +98,19 @@ def _runs(pass_name: str, grid: Tensor, weights: Folded, settings: Settings) -> 
         dropout=settings.drops,
         along_padding=pass_name == "low_rank_pass" and lengths is not None and lengths.axis == settings.axis,
     )
-    if choose(settings.backend, pass_name, grid.device, limit) == "torch":
+    trial = partial(_tried, grid.device, mlp.out_weight.dtype)
+    if choose(settings.backend, pass_name, grid.device, limit, trial) == "torch":
         return torch_operators if torch_operators.serve(grid.device, settings) else torch_passes
     from septr_fast.passes.triton import passes as triton_passes
 
     return triton_passes
+
+
+def _tried(device: torch.device, dtype: torch.dtype) -> str | None:
+    """What the kernels did wrong on `device`, if anything."""
+    from septr_fast.passes.triton import trial
+
+    return trial.why_not(device, dtype)
 
 
 def _check_grid(grid: Tensor, axis: str, per_token: Tensor) -> None:

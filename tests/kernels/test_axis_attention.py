@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -124,11 +125,32 @@ def test_tf32_is_as_good_as_tf32(form: Form, device: torch.device) -> None:
 
 @pytest.mark.parametrize(("precision", "expected"), [("highest", "ieee"), ("high", "tf32"), ("medium", "tf32")])
 def test_set_precision_reaches_every_kernel(precision: str, expected: str, device: torch.device) -> None:
+    with matmul_precision(precision):
+        assert precisions(device) == [expected] * 5
+
+
+@pytest.mark.parametrize("place", [torch.backends, torch.backends.cuda.matmul], ids=["everywhere", "CUDA"])
+def test_precision_may_be_set_in_the_style_of_pytorch_2_9(place: Any, device: torch.device) -> None:
+    if not hasattr(place, "fp32_precision"):
+        pytest.skip("this PyTorch has the older style alone")
+    own, before = torch.backends.cuda.matmul, (torch.backends.fp32_precision, torch.backends.cuda.matmul.fp32_precision)
+    own.fp32_precision = "none"  # as it is at first: what is set everywhere counts
+    try:
+        for precision in ("tf32", "ieee"):
+            place.fp32_precision = precision
+            assert precisions(device) == [precision] * 5
+    finally:
+        torch.backends.fp32_precision, own.fp32_precision = before
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def precisions(device: torch.device) -> list[str]:
+    """What the kernels of attention, forward and backward, are told."""
     inputs = draw(DIRECT, (1, 2, 3), 16, device)
     gradients = torch.randn(1, 2, 3, 32, device=device), torch.randn(1, 2, 32, device=device)
-    with launch.record(90) as launches, matmul_precision(precision):
+    with launch.record(90) as launches:
         step(axis_attention, inputs, DIRECT.heads, "width", gradients)
-    assert [call.arguments["INPUT_PRECISION"] for call in launches] == [expected] * 5
+    return [call.arguments["INPUT_PRECISION"] for call in launches]
 
 
 def test_any_strides(device: torch.device) -> None:

@@ -106,6 +106,27 @@ def test_registered_operator_of_one_full_head(device: torch.device) -> None:
     torch.library.opcheck(operator, leaves(arguments))
 
 
+@pytest.mark.parametrize("stacked", [False, True], ids=["one", "stacked"])
+@ANY
+def test_gradients_within_autocast_are_those_without(kind: Any, stacked: bool, device: torch.device) -> None:
+    operator, arguments = arguments_of(draw(kind, "width", device, **SIZES[kind]))
+    arguments = leaves(arguments)
+    wanted = [x for x in arguments if isinstance(x, Tensor)]
+    out = operator(*arguments)[0]
+    grad = torch.ones_like(out[None].expand(2, *out.shape) if stacked else out)
+
+    def gradients() -> tuple[Tensor | None, ...]:
+        options = {"retain_graph": True, "allow_unused": True, "is_grads_batched": stacked}
+        return torch.autograd.grad(out, wanted, grad, **options)
+
+    expected = gradients()
+    with torch.autocast(device.type, torch.bfloat16):
+        found = gradients()
+    for left, right in zip(found, expected, strict=True):
+        assert (left is None) == (right is None)
+        assert left is None or torch.equal(left, right)
+
+
 @ANY
 def test_differentiating_twice_is_refused(kind: Any, device: torch.device) -> None:
     operator, arguments = arguments_of(draw(kind, "width", device, shape=(1, 2, 3)))
