@@ -205,17 +205,17 @@ def axis_attention_bwd_query_kernel(
 
 
 @triton.jit
-def add_key_gradients(p, dp, q, grad, delta, grad_k, grad_v, SHARED: tl.constexpr, INPUT_PRECISION: tl.constexpr):
-    """Add what the queries of one tile contribute to the gradients of a tile of keys and values.
+def add_key_gradients(p, dp, q, grad, delta, grad_k, grad_v, CHAINED: tl.constexpr, INPUT_PRECISION: tl.constexpr):
+    """Add what the queries of one tile contribute to the gradients of a tile of keys and values, or to their sum.
 
     Shapes: the attention `p` and its gradient `dp` `(BLOCK_K, BLOCK_Q)`, queries `(BLOCK_Q, BLOCK_D)`, `delta`
-    `(BLOCK_Q,)`.
+    `(BLOCK_Q,)`. `CHAINED`, all is added to `grad_k`.
     """
     # (BLOCK_K, BLOCK_Q)
     ds = p * (dp - delta[None, :])
     # (BLOCK_K, BLOCK_D)
     grad_k = dot(ds.to(q.dtype), q, grad_k, input_precision=INPUT_PRECISION)
-    if SHARED:
+    if CHAINED:
         grad_k = dot(p.to(q.dtype), grad, grad_k, input_precision=INPUT_PRECISION)
     else:
         grad_v = dot(p.to(q.dtype), grad, grad_v, input_precision=INPUT_PRECISION)
@@ -257,6 +257,7 @@ def axis_attention_bwd_key_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_G: tl.constexpr,
     SHARED: tl.constexpr,
+    CHAINED: tl.constexpr,
     INPUT_PRECISION: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -264,7 +265,8 @@ def axis_attention_bwd_key_kernel(
 ):
     """One program: the gradients of `BLOCK_K` keys and values, from all queries of their heads in one order.
 
-    Strides as in the forward kernel, the class token's queries `(batch, row, GROUP, KEY_HEADS, dim)`.
+    Strides as in the forward kernel, the class token's queries `(batch, row, GROUP, KEY_HEADS, dim)`. Of values that
+    are the keys the sum of both gradients: `CHAINED` in one accumulator, otherwise in two that are added up at the end.
     """
     KEY_TILES: tl.constexpr = (LENGTH + BLOCK_K - 1) // BLOCK_K
     QUERY_TILES: tl.constexpr = (LENGTH + BLOCK_Q - 1) // BLOCK_Q
@@ -319,7 +321,7 @@ def axis_attention_bwd_key_kernel(
     if valid is not None:
         cls_p = tl.where((offs_k < valid)[:, None], cls_p, 0.0)
     grad_k, grad_v = add_key_gradients(
-        cls_p, cls_dp, cls_q, cls_grad, cls_delta, grad_k, grad_v, SHARED, INPUT_PRECISION
+        cls_p, cls_dp, cls_q, cls_grad, cls_delta, grad_k, grad_v, CHAINED, INPUT_PRECISION
     )
     for step in range(0, GROUP * QUERY_TILES):
         head = key_head * GROUP + step // QUERY_TILES
@@ -339,7 +341,9 @@ def axis_attention_bwd_key_kernel(
         p = weights_of(scores, highest[None, :], factor[None, :])
         if valid is not None:
             p = tl.where((offs_k < valid)[:, None], p, 0.0)
-        grad_k, grad_v = add_key_gradients(p, dp, q, grad, delta, grad_k, grad_v, SHARED, INPUT_PRECISION)
+        grad_k, grad_v = add_key_gradients(p, dp, q, grad, delta, grad_k, grad_v, CHAINED, INPUT_PRECISION)
+    if SHARED and not CHAINED:
+        grad_k += grad_v
     store_tile(grad_k_ptr, grad_k, offs_k, offs_d, grad_k_strides[2], grad_k_strides[4], LENGTH, HEAD_DIM, EVEN_K)
     if not SHARED:
         store_tile(grad_v_ptr, grad_v, offs_k, offs_d, grad_v_strides[2], grad_v_strides[4], LENGTH, HEAD_DIM, EVEN_K)

@@ -21,10 +21,16 @@ from .tables import TABLES, Row
 ARCHITECTURES = (80, 86, 89, 90, 100)
 """Compute capabilities with tables of their own."""
 
+SERVED_BY = {103: 100, 120: 89, 121: 89}
+"""Whose tables serve those without: the same tensor cores, and as much shared memory."""
+
+UNCHAINED = 100
+"""From here on no loop adds two products to one accumulator: Triton 3.6 to 3.8 may compile that wrongly for tcgen05."""
+
 UNKNOWN = 86
 """Whose tables serve every other architecture: they need the least shared memory."""
 
-SHARED_MEMORY = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448}
+SHARED_MEMORY = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 103: 232448, 120: 101376, 121: 101376}
 """Bytes of shared memory that a block may take."""
 
 
@@ -99,13 +105,15 @@ _tuned: dict[torch.device, Sequence[Row]] = {}
 
 
 def architecture(device: torch.device) -> int:
-    """The architecture whose tables serve `device`: that of a recording, of the GPU, or `UNKNOWN`."""
+    """The architecture whose tables serve `device`, or what is recorded: its own, one like it, or `UNKNOWN`."""
     if _recording:
-        return _recording[-1].arch
-    if device.type != "cuda":
+        capability = _recording[-1].arch
+    elif device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        capability = 10 * major + minor
+    else:
         return UNKNOWN
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor if 10 * major + minor in ARCHITECTURES else UNKNOWN
+    return capability if capability in ARCHITECTURES else SERVED_BY.get(capability, UNKNOWN)
 
 
 def choose(name: str, device: torch.device, dtype: torch.dtype, width: int) -> Config:

@@ -34,7 +34,7 @@ LARGEST_PADDING = 1.1
 TENSOR_MEMORY = 512
 """Columns of Blackwell's tensor memory on a multiprocessor; a kernel that takes more compiles to a trap."""
 
-TENSOR_CORES = {80: "HMMA", 86: "HMMA", 89: "HMMA", 90: "HGMMA", 100: "UTC*MMA"}
+TENSOR_CORES = {80: "HMMA", 86: "HMMA", 89: "HMMA", 90: "HGMMA", 100: "UTC*MMA", 120: "HMMA"}
 """The instruction of each architecture's own tensor cores: wgmma on 90, tcgen05 on 100."""
 
 
@@ -52,6 +52,7 @@ _MULTIPROCESSORS = {
     89: _Multiprocessor(102400, 48, 24),
     90: _Multiprocessor(233472, 64, 32),
     100: _Multiprocessor(233472, 64, 32),
+    120: _Multiprocessor(102400, 48, 24),
 }
 
 

@@ -123,6 +123,15 @@ def test_tf32_is_as_good_as_tf32(form: Form, device: torch.device) -> None:
         check(inputs, form.heads, "width", attend=partial(streamed_attention, product=tf32_product))
 
 
+def test_key_gradients_in_two_accumulators(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Blackwell; its other choices, of tiles, are those of the test."""
+    monkeypatch.setattr(launch, "architecture", lambda device: launch.UNCHAINED)
+    inputs = draw(MERGED, grid_shape("width", length=37), 24, device)
+    with launch.override(tiles()), launch.capture("axis_attention_bwd_key") as captured:
+        check(inputs, MERGED.heads, "width")
+    assert {one.arguments["CHAINED"] for one in captured.launches} == {False}
+
+
 @pytest.mark.parametrize(("precision", "expected"), [("highest", "ieee"), ("high", "tf32"), ("medium", "tf32")])
 def test_set_precision_reaches_every_kernel(precision: str, expected: str, device: torch.device) -> None:
     with matmul_precision(precision):

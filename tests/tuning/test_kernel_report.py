@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from septr_fast.kernels import launch
 from septr_fast.kernels.launch import Config, Launch
 from septr_fast.kernels.tables import TABLES
 
@@ -36,8 +37,8 @@ def finding(**changes: Any) -> Compiled:
 
 def entry(compiled: Compiled | Failed, *, name: str = "axis", model: str = "default", padding: float = 1.0) -> Entry:
     x = torch.empty(4, dtype=torch.bfloat16, device="meta")
-    launch = Launch(name, None, 1, {"x_ptr": x}, Config({}, 8), 1000, int(1000 * padding))
-    return Entry(Case(model, "bfloat16", 90), [launch], compiled)
+    described = Launch(name, None, 1, {"x_ptr": x}, Config({}, 8), 1000, int(1000 * padding))
+    return Entry(Case(model, "bfloat16", 90), [described], compiled)
 
 
 @pytest.mark.parametrize(
@@ -92,6 +93,17 @@ def test_bytes_moved_counts_each_value_once() -> None:
         "x_strides": x.stride(),
     }
     assert bytes_moved(Launch("copy", None, 1, arguments, Config({}))) == 2 * 8 * 16 * 2 + 16 * 4
+
+
+@pytest.mark.parametrize(
+    ("capability", "tables"), [(80, 80), (90, 90), (103, 100), (120, 89), (121, 89), (75, launch.UNKNOWN)]
+)
+def test_every_architecture_has_tables(capability: int, tables: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: divmod(capability, 10))
+    assert launch.architecture(torch.device("cuda", 0)) == tables
+    with launch.record(capability):
+        assert launch.architecture(torch.device("meta")) == tables
+    assert launch.SHARED_MEMORY.get(capability, 1 << 30) >= launch.SHARED_MEMORY[tables]
 
 
 def test_narrow_model_is_that_of_the_benchmarks() -> None:

@@ -15,6 +15,7 @@ _DOT = re.compile(
     r" -> tensor<(?:\d+x)+(?P<out>\w+)"
 )
 _DEFINED = re.compile(r"(%\w+) = ([a-z_.]+)")
+_ADDED = re.compile(r"(?P<name>%\w+) = tt\.dot %\w+, %\w+, (?P<added>%\w+)")
 _PRECISION = re.compile(r"inputPrecision = (\w+)")
 _INSTRUCTION = re.compile(r"^\s*(?:@!?%p\d+\s+)?([a-z][a-z0-9_]*(?:\.[\w:]+)+)", re.MULTILINE)
 _TENSOR_CORES = re.compile(r"(mma\.sync|wmma\.mma|wgmma\.mma_async|tcgen05\.mma)\.")
@@ -76,6 +77,8 @@ def faults(asm: Mapping[str, Any], tensor_cores: Mapping[str, int], asked: Asked
         yield "TF32 in the code of float32 products"
     yield from _arithmetic(instructions, bool(FUNCTIONS.search(asm["ttir"])))
     yield from _contraction(instructions, asked.fusion)
+    if "tcgen05.mma" in asm["ptx"] and (found := chained(asm["ttir"])):
+        yield f"{len(found)} products added to another product's accumulator, the first: {found[0]}"
     if found := across_lanes(asm["ptx"]):
         yield f"{len(found)} products contracted with another lane's sum, the first: {found[0]}"
 
@@ -107,6 +110,24 @@ def across_lanes(ptx: str) -> list[str]:
     while moved := {to for to, source in moves if source in shuffled} - shuffled:
         shuffled |= moved
     return [found[0].strip() for found in _MULTIPLY_ADD.finditer(ptx) if found[1] in shuffled]
+
+
+def chained(ttir: str) -> list[str]:
+    """The products within a loop that are added to another product of the same round."""
+    found: list[str] = []
+    loops: list[tuple[int, set[str]]] = []
+    depth = 0
+    for line in ttir.splitlines():
+        depth += line.count("{") - line.count("}")
+        while loops and depth < loops[-1][0]:
+            loops.pop()
+        if "scf.for" in line:
+            loops.append((depth, set()))
+        elif loops and (dot := _ADDED.search(line)):
+            if dot["added"] in loops[-1][1]:
+                found.append(line.strip()[:60])
+            loops[-1][1].add(dot["name"])
+    return found
 
 
 def unsaid_precision(source: str, name: str) -> list[str]:

@@ -17,8 +17,8 @@ from trust.outcome import Outcome, Progress
 
 NAME = "compilation"
 WHAT = (
-    "Every kernel as shipped, for sm_80, 86, 89, 90 and 100 in bfloat16, float16, float32 and TF32, compiled once for "
-    "its content: registers, shared and tensor memory, tensor cores; precision and contraction as told at every "
+    "Every kernel as shipped, for sm_80, 86, 89, 90, 100 and 120 in bfloat16, float16, float32 and TF32, compiled once "
+    "for its content: registers, shared and tensor memory, tensor cores; precision and contraction as told at every "
     "launch, and as they are in the code of every product and of all arithmetic in it."
 )
 CANNOT = "Whether the compiler's code is right and how it runs: nothing of it was executed."

@@ -106,6 +106,29 @@ def test_rules(ttir: str, ptx: str, cores: dict[str, int], dtype: str, found: st
     assert any(found in fault for fault in faults) if found else faults == []
 
 
+PRODUCT = " : tensor<16x16xf16> * tensor<16x16xf16> -> tensor<16x16xf32>"
+LOOP = """
+%out = scf.for %i = %c0 to %c9 step %c1 iter_args(%sum = %zero) {
+  %p = scf.if %masked -> (tensor<16x16xf32>) {
+  } else {
+  }
+  %first = tt.dot %x, %y, %sum PRODUCT
+  %second = tt.dot %z, %y, ADDED PRODUCT
+}
+%after = tt.dot %x, %y, %out PRODUCT
+""".replace(" PRODUCT", PRODUCT)
+
+
+@pytest.mark.parametrize(("added", "count"), [("%first", 1), ("%zero", 0), ("%other", 0)])
+def test_products_added_to_one_another_in_a_loop_are_wrong_for_blackwell(added: str, count: int) -> None:
+    def faults(ptx: str) -> list[str]:
+        asm, asked = {"ttir": LOOP.replace("ADDED", added), "ptx": ptx}, Asked("float16", True)
+        return [fault for fault in machine_code.faults(asm, {"UTCHMMA": 1}, asked) if "another product" in fault]
+
+    assert len(faults("\ttcgen05.mma.cta_group::1.kind::f16 [%r1];\n")) == count
+    assert faults(MMA.format("f16")) == []
+
+
 @pytest.mark.parametrize("name", ["add.f32", "mul.f32x2", "sub.f32"])
 def test_rounding_tells_whether_contraction_is_barred(name: str) -> None:
     operation, dtype = name.split(".")
