@@ -205,7 +205,7 @@ def _key_backward(
         arguments |= {f"{name}_ptr": tensor, f"{name}_strides": tensor.stride()}
     arguments |= {"rows": rows, "KEY_HEADS": key_heads, "GROUP": group, "LENGTH": length, "HEAD_DIM": head_dim}
     arguments |= {"BLOCK_D": block_d, "BLOCK_G": launch.feature_block(group), "SHARED": operands.value is None}
-    arguments["CHAINED"] = operands.value is None and launch.architecture(query.device) < launch.UNCHAINED
+    arguments["CHAINED"] = operands.value is None and launch.architecture(query.device) not in launch.UNCHAINED
     arguments["INPUT_PRECISION"] = launch.input_precision()
     tile_q, tile_k = config.tiles["BLOCK_Q"], config.tiles["BLOCK_K"]
     tiles = launch.ceil_div(length, tile_k)

@@ -34,7 +34,7 @@ import triton
 import triton.language as tl
 
 from .normalization import load_tokens, standardize, standardize_backward, store_tokens
-from .rounding import dot, rounded_product, sum_of_products
+from .rounding import dot
 
 
 @triton.jit
@@ -46,7 +46,7 @@ def product_over_features(a, b, M: tl.constexpr, N: tl.constexpr, D: tl.constexp
     CHUNK: tl.constexpr = 16
     a = tl.permute(tl.reshape(a, (M, D // CHUNK, CHUNK)), (1, 0, 2))
     b = tl.permute(tl.reshape(b, (N, D // CHUNK, CHUNK)), (1, 2, 0))
-    return tl.sum(dot(a, b, input_precision=INPUT_PRECISION), 0)
+    return tl.sum(dot(a, b, input_precision=INPUT_PRECISION, ANEW=True), 0)
 
 
 @triton.jit
@@ -100,7 +100,7 @@ def class_attention_fwd_kernel(
     cls_ptrs = cls_ptr + sample * cls_strides[0] + offs_d * cls_strides[1]
     cls_hat = tl.load(cls_ptrs, mask=offs_d < WIDTH, other=0.0).to(tl.float32)
     # (BLOCK_H,)
-    highest = sum_of_products(query, cls_hat[None, :], 1)
+    highest = tl.sum(query * cls_hat[None, :], 1)
     total = tl.full((BLOCK_H,), 1.0, tl.float32)
     # (BLOCK_H, BLOCK_D)
     attended = tl.zeros((BLOCK_H, BLOCK_D), tl.float32) + cls_hat[None, :]
@@ -170,7 +170,7 @@ def class_key_bwd_kernel(
     # (BLOCK_H, BLOCK_D)
     query = load_tokens(query_ptr, offs_h * query_strides[1], offs_d, query_strides[2], mask_h, WIDTH)
     # (BLOCK_H,)
-    scores = sum_of_products(query, cls_hat[None, :], 1)
+    scores = tl.sum(query * cls_hat[None, :], 1)
     grad_scores_sum = tl.zeros((BLOCK_H,), tl.float32)
     for step in range(tl.minimum(ROWS, rows - first)):
         row = (first + step).to(tl.int64)
@@ -182,15 +182,14 @@ def class_key_bwd_kernel(
         grad_attended = load_tokens(grad_attended_ptr, offs_grad, offs_d, grad_attended_strides[3], mask_h, WIDTH)
         attended = load_tokens(attended_ptr, offs_attended, offs_d, attended_strides[3], mask_h, WIDTH)
         # (BLOCK_H,)
-        delta = sum_of_products(grad_attended, attended, 1)
+        delta = tl.sum(grad_attended * attended, 1)
         tl.store(delta_ptr + (sample * rows + row) * heads + offs_h, delta, mask=mask_h)
         highest, total = load_statistics(statistics_ptr, sample, row, offs_h, statistics_strides, mask_h)
         probability = tl.exp(scores - highest) / total
-        grad_scores = probability * sum_of_products(grad_attended, cls_hat[None, :] - attended, 1)
+        grad_scores = probability * tl.sum(grad_attended * (cls_hat[None, :] - attended), 1)
         grad_scores_sum += grad_scores
         # (BLOCK_D,)
-        share = rounded_product(grad_scores[:, None], query)
-        grad_cls += tl.sum(probability[:, None] * grad_attended + share, 0)
+        grad_cls += tl.sum(probability[:, None] * grad_attended + grad_scores[:, None] * query, 0)
     tl.store(cls_part_ptr + part.to(tl.int64) * WIDTH + offs_d, grad_cls, mask=offs_d < WIDTH)
     # (BLOCK_H, BLOCK_D)
     grad_query = grad_scores_sum[:, None] * cls_hat[None, :]
@@ -271,10 +270,10 @@ def class_attention_bwd_kernel(
         probability = tl.exp(scores)
         grad_scores = (probability * (grad_probability - delta[:, None])).to(dtype)
         probability = probability.to(dtype)
-        grad_query = dot(grad_scores, key, grad_query, input_precision=INPUT_PRECISION)
+        grad_query = dot(grad_scores, key, grad_query, input_precision=INPUT_PRECISION, ANEW=True)
         # (BLOCK_K, BLOCK_D)
-        grad_hat = dot(tl.trans(probability), grad, input_precision=INPUT_PRECISION)
-        grad_hat = dot(tl.trans(grad_scores), query, grad_hat, input_precision=INPUT_PRECISION)
+        grad_hat = dot(tl.trans(probability), grad, input_precision=INPUT_PRECISION, ANEW=True)
+        grad_hat = dot(tl.trans(grad_scores), query, grad_hat, input_precision=INPUT_PRECISION, ANEW=True)
         grad_x = standardize_backward(grad_hat, hat, r, WIDTH)
         offs_row = sample * grad_grid_strides[0] + row * grad_grid_strides[1]
         offs_grad = offs_row + position * grad_grid_strides[2]

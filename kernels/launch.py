@@ -18,14 +18,14 @@ import torch
 
 from .tables import TABLES, Row
 
-ARCHITECTURES = (80, 86, 89, 90, 100)
+ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 """Compute capabilities with tables of their own."""
 
-SERVED_BY = {103: 100, 120: 89, 121: 89}
+SERVED_BY = {103: 100, 121: 120}
 """Whose tables serve those without: the same tensor cores, and as much shared memory."""
 
-UNCHAINED = 100
-"""From here on no loop adds two products to one accumulator: Triton 3.6 to 3.8 may compile that wrongly for tcgen05."""
+UNCHAINED = (100,)
+"""Where no loop adds two products to one accumulator: Triton 3.6 to 3.8 may compile that wrongly for tcgen05."""
 
 UNKNOWN = 86
 """Whose tables serve every other architecture: they need the least shared memory."""

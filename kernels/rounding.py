@@ -28,16 +28,19 @@ def sum_of_products(a, b, AXIS: tl.constexpr):
 
 
 @triton.jit
-def round_to_tf32(x):
-    """float32 rounded to the 10 bits of TF32, to the nearest, ties away from zero; NaN and infinities stay."""
-    bits = x.to(tl.uint32, bitcast=True)
-    rounded = ((bits + 0x1000) & 0xFFFFE000).to(tl.float32, bitcast=True)
-    return tl.where(x == x, rounded, x)
+def round_to_tf32(x, ANEW: tl.constexpr):
+    """float32 rounded to the 10 bits of TF32, to the nearest, ties away from zero; NaN and infinities stay.
+
+    `ANEW` at each use: what is rounded once and kept for all takes registers.
+    """
+    return tl.inline_asm_elementwise(
+        "cvt.rna.tf32.f32 $0, $1;", "=r,r", [x], dtype=tl.float32, is_pure=not ANEW, pack=1
+    )
 
 
 @triton.jit
-def dot(a, b, acc=None, input_precision: tl.constexpr = None):
+def dot(a, b, acc=None, input_precision: tl.constexpr = None, ANEW: tl.constexpr = False):
     """`tl.dot`, of rounded operands in TF32; the precision is to be named."""
     if input_precision == "tf32" and a.dtype == tl.float32:
-        a, b = round_to_tf32(a), round_to_tf32(b)
+        a, b = round_to_tf32(a, ANEW), round_to_tf32(b, ANEW)
     return tl.dot(a, b, acc, input_precision=input_precision)

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-ALL = (80, 86, 89, 90, 100)
+ALL = (80, 86, 89, 90, 100, 120)
+EARLY = (80, 86, 89, 120)
+"""Architectures whose tensor cores multiply values in registers alone."""
 LARGE = (80, 90, 100)
 """Architectures with more than 160 KB of shared memory for a block."""
 
@@ -38,58 +40,56 @@ class Row(NamedTuple):
 
 ATTENTION: tuple[Row, ...] = (
     Row("axis_attention_fwd", (90, 100), 2, 64, {"BLOCK_Q": 64, "BLOCK_K": 128, "BLOCK_C": 64}, 4, 1),
-    Row("axis_attention_fwd", (80, 86, 89), 2, 64, {"BLOCK_Q": 64, "BLOCK_K": 64, "BLOCK_C": 64}, 4, 1),
+    Row("axis_attention_fwd", EARLY, 2, 64, {"BLOCK_Q": 64, "BLOCK_K": 64, "BLOCK_C": 64}, 4, 1),
     Row("axis_attention_fwd", (80, 90), 2, 256, {"BLOCK_Q": 64, "BLOCK_K": 128, "BLOCK_C": 256}, 4, 1),
     Row("axis_attention_fwd", (100,), 2, 256, {"BLOCK_Q": 128, "BLOCK_K": 128, "BLOCK_C": 256}, 8, 1),
-    Row("axis_attention_fwd", (86, 89), 2, 256, {"BLOCK_Q": 64, "BLOCK_K": 64, "BLOCK_C": 256}, 4, 1),
+    Row("axis_attention_fwd", (86, 89, 120), 2, 256, {"BLOCK_Q": 64, "BLOCK_K": 64, "BLOCK_C": 256}, 4, 1),
     Row("axis_attention_fwd", ALL, 4, 256, {"BLOCK_Q": 64, "BLOCK_K": 32, "BLOCK_C": 32}, 8, 1),
     Row("axis_attention_fwd_direct", ALL, 2, 64, {"BLOCK_Q": 64, "BLOCK_K": 128, "BLOCK_C": 64}, 4, 1),
     Row("axis_attention_fwd_direct", (80, 90), 2, 256, {"BLOCK_Q": 64, "BLOCK_K": 128, "BLOCK_C": 256}, 8, 1),
     Row("axis_attention_fwd_direct", (100,), 2, 256, {"BLOCK_Q": 128, "BLOCK_K": 128, "BLOCK_C": 256}, 8, 1),
-    Row("axis_attention_fwd_direct", (86, 89), 2, 256, {"BLOCK_Q": 64, "BLOCK_K": 32, "BLOCK_C": 256}, 4, 1),
+    Row("axis_attention_fwd_direct", (86, 89, 120), 2, 256, {"BLOCK_Q": 64, "BLOCK_K": 32, "BLOCK_C": 256}, 4, 1),
     Row("axis_attention_fwd_direct", ALL, 4, 256, {"BLOCK_Q": 64, "BLOCK_K": 32, "BLOCK_C": 32}, 8, 1),
     Row("axis_attention_bwd_query", (90, 100), 2, 64, {"BLOCK_Q": 64, "BLOCK_K": 128, "BLOCK_C": 64}, 8, 1),
-    Row("axis_attention_bwd_query", (80, 86, 89), 2, 64, {"BLOCK_Q": 32, "BLOCK_K": 128, "BLOCK_C": 64}, 4, 1),
+    Row("axis_attention_bwd_query", EARLY, 2, 64, {"BLOCK_Q": 32, "BLOCK_K": 128, "BLOCK_C": 64}, 4, 1),
     Row("axis_attention_bwd_query", (90,), 2, 256, {"BLOCK_Q": 64, "BLOCK_K": 128, "BLOCK_C": 128}, 8, 1),
     Row("axis_attention_bwd_query", (100,), 2, 256, {"BLOCK_Q": 64, "BLOCK_K": 128, "BLOCK_C": 256}, 8, 1),
-    Row("axis_attention_bwd_query", (80, 86, 89), 2, 256, {"BLOCK_Q": 32, "BLOCK_K": 128, "BLOCK_C": 128}, 8, 1),
-    Row("axis_attention_bwd_query", (86, 89), 4, 256, {"BLOCK_Q": 16, "BLOCK_K": 32, "BLOCK_C": 32}, 8, 1),
+    Row("axis_attention_bwd_query", EARLY, 2, 256, {"BLOCK_Q": 32, "BLOCK_K": 128, "BLOCK_C": 128}, 8, 1),
+    Row("axis_attention_bwd_query", (86, 89, 120), 4, 256, {"BLOCK_Q": 16, "BLOCK_K": 32, "BLOCK_C": 32}, 8, 1),
     Row("axis_attention_bwd_query", ALL, 4, 256, {"BLOCK_Q": 32, "BLOCK_K": 16, "BLOCK_C": 32}, 8, 1),
     Row("axis_attention_bwd_query_direct", (90, 100), 2, 64, {"BLOCK_Q": 64, "BLOCK_K": 128, "BLOCK_C": 64}, 8, 1),
-    Row("axis_attention_bwd_query_direct", (80, 86, 89), 2, 64, {"BLOCK_Q": 32, "BLOCK_K": 128, "BLOCK_C": 64}, 4, 1),
+    Row("axis_attention_bwd_query_direct", EARLY, 2, 64, {"BLOCK_Q": 32, "BLOCK_K": 128, "BLOCK_C": 64}, 4, 1),
     Row("axis_attention_bwd_query_direct", (90,), 2, 256, {"BLOCK_Q": 64, "BLOCK_K": 128, "BLOCK_C": 64}, 8, 1),
     Row("axis_attention_bwd_query_direct", (100,), 2, 256, {"BLOCK_Q": 64, "BLOCK_K": 128, "BLOCK_C": 128}, 8, 1),
-    Row("axis_attention_bwd_query_direct", (80, 86, 89), 2, 256, {"BLOCK_Q": 32, "BLOCK_K": 128, "BLOCK_C": 128}, 8, 1),
-    Row("axis_attention_bwd_query_direct", (86, 89), 4, 64, {"BLOCK_Q": 32, "BLOCK_K": 32, "BLOCK_C": 32}, 8, 1),
+    Row("axis_attention_bwd_query_direct", EARLY, 2, 256, {"BLOCK_Q": 32, "BLOCK_K": 128, "BLOCK_C": 128}, 8, 1),
+    Row("axis_attention_bwd_query_direct", (86, 89, 120), 4, 64, {"BLOCK_Q": 32, "BLOCK_K": 32, "BLOCK_C": 32}, 8, 1),
     Row("axis_attention_bwd_query_direct", LARGE, 4, 64, {"BLOCK_Q": 32, "BLOCK_K": 16, "BLOCK_C": 32}, 8, 1),
-    Row("axis_attention_bwd_query_direct", (100,), 4, 256, {"BLOCK_Q": 16, "BLOCK_K": 16, "BLOCK_C": 32}, 8, 1),
+    Row("axis_attention_bwd_query_direct", (90, 100), 4, 256, {"BLOCK_Q": 16, "BLOCK_K": 16, "BLOCK_C": 32}, 8, 1),
     Row("axis_attention_bwd_query_direct", ALL, 4, 256, {"BLOCK_Q": 16, "BLOCK_K": 32, "BLOCK_C": 32}, 8, 1),
     Row("axis_attention_bwd_key", ALL, 2, 64, {"BLOCK_Q": 64, "BLOCK_K": 128, "BLOCK_C": 64}, 8, 1),
-    Row("axis_attention_bwd_key", (80, 86, 89), 2, 256, {"BLOCK_Q": 32, "BLOCK_K": 64, "BLOCK_C": 128}, 8, 1),
+    Row("axis_attention_bwd_key", EARLY, 2, 256, {"BLOCK_Q": 32, "BLOCK_K": 64, "BLOCK_C": 128}, 8, 1),
     Row("axis_attention_bwd_key", (90,), 2, 256, {"BLOCK_Q": 32, "BLOCK_K": 128, "BLOCK_C": 256}, 8, 1),
     Row("axis_attention_bwd_key", (100,), 2, 256, {"BLOCK_Q": 64, "BLOCK_K": 64, "BLOCK_C": 256}, 8, 1),
     Row("axis_attention_bwd_key", ALL, 4, 256, {"BLOCK_Q": 32, "BLOCK_K": 32, "BLOCK_C": 32}, 8, 1),
     Row("axis_attention_bwd_key_direct", (90, 100), 2, 64, {"BLOCK_Q": 64, "BLOCK_K": 128, "BLOCK_C": 64}, 8, 1),
-    Row("axis_attention_bwd_key_direct", (80, 86, 89), 2, 64, {"BLOCK_Q": 32, "BLOCK_K": 64, "BLOCK_C": 64}, 8, 1),
-    Row("axis_attention_bwd_key_direct", (80, 86, 89), 2, 256, {"BLOCK_Q": 32, "BLOCK_K": 32, "BLOCK_C": 64}, 8, 1),
+    Row("axis_attention_bwd_key_direct", EARLY, 2, 64, {"BLOCK_Q": 32, "BLOCK_K": 64, "BLOCK_C": 64}, 8, 1),
+    Row("axis_attention_bwd_key_direct", EARLY, 2, 256, {"BLOCK_Q": 32, "BLOCK_K": 32, "BLOCK_C": 64}, 8, 1),
     Row("axis_attention_bwd_key_direct", (90,), 2, 256, {"BLOCK_Q": 64, "BLOCK_K": 64, "BLOCK_C": 64}, 8, 1),
     Row("axis_attention_bwd_key_direct", (100,), 2, 256, {"BLOCK_Q": 32, "BLOCK_K": 64, "BLOCK_C": 256}, 8, 1),
     Row("axis_attention_bwd_key_direct", ALL, 4, 256, {"BLOCK_Q": 32, "BLOCK_K": 32, "BLOCK_C": 32}, 8, 1),
     Row("class_query_fwd", ALL, 2, 256, {"BLOCK_Q": 16, "BLOCK_K": 64, "BLOCK_C": 256}, 4, 1),
     Row("class_query_fwd", ALL, 4, 256, {"BLOCK_Q": 16, "BLOCK_K": 32, "BLOCK_C": 32}, 4, 1),
     Row("class_query_bwd", ALL, 2, 256, {"BLOCK_Q": 16, "BLOCK_K": 64, "BLOCK_C": 256}, 4, 1),
-    Row("class_query_bwd", ALL, 4, 64, {"BLOCK_Q": 16, "BLOCK_K": 32, "BLOCK_C": 32}, 8, 1),
     Row("class_query_bwd", ALL, 4, 256, {"BLOCK_Q": 16, "BLOCK_K": 32, "BLOCK_C": 32}, 4, 1),
     Row("class_query_fwd_direct", ALL, 2, 256, {"BLOCK_Q": 16, "BLOCK_K": 64, "BLOCK_C": 256}, 4, 1),
     Row("class_query_fwd_direct", ALL, 4, 256, {"BLOCK_Q": 16, "BLOCK_K": 32, "BLOCK_C": 32}, 4, 1),
     Row("class_query_bwd_direct", ALL, 2, 256, {"BLOCK_Q": 16, "BLOCK_K": 32, "BLOCK_C": 256}, 4, 1),
-    Row("class_query_bwd_direct", ALL, 4, 64, {"BLOCK_Q": 16, "BLOCK_K": 32, "BLOCK_C": 32}, 8, 1),
     Row("class_query_bwd_direct", ALL, 4, 256, {"BLOCK_Q": 16, "BLOCK_K": 32, "BLOCK_C": 32}, 4, 1),
     Row("fused_attention_fwd", ALL, 2, 64, {"BLOCK_Q": 64, "BLOCK_C": 32}, 8, 2),
-    Row("fused_attention_fwd", (80, 86, 89), 2, 256, {"BLOCK_Q": 64, "BLOCK_C": 64}, 8, 2),
+    Row("fused_attention_fwd", EARLY, 2, 256, {"BLOCK_Q": 64, "BLOCK_C": 64}, 8, 2),
     Row("fused_attention_fwd", (90,), 2, 256, {"BLOCK_Q": 64, "BLOCK_C": 32}, 8, 2),
     Row("fused_attention_fwd", (100,), 2, 256, {"BLOCK_Q": 64, "BLOCK_C": 64}, 8, 1),
-    Row("attention_form", (86, 89), 2, 256, {"FUSED": 1}, 1, 1),
+    Row("attention_form", (86, 89, 120), 2, 256, {"FUSED": 1}, 1, 1),
     Row("attention_form", ALL, 4, 256, {"FUSED": 0}, 1, 1),
 )
 
@@ -104,20 +104,20 @@ MLP: tuple[Row, ...] = (
     Row("mlp_fwd", ALL, 2, 64, {"BLOCK_M": 64, "BLOCK_H": 64}, 4, 2),
     Row("mlp_fwd", (80, 90), 2, 256, {"BLOCK_M": 128, "BLOCK_H": 64}, 8, 2),
     Row("mlp_fwd", (100,), 2, 256, {"BLOCK_M": 128, "BLOCK_H": 32}, 8, 2),
-    Row("mlp_fwd", (86, 89), 2, 256, {"BLOCK_M": 64, "BLOCK_H": 32}, 8, 2),
+    Row("mlp_fwd", (86, 89, 120), 2, 256, {"BLOCK_M": 64, "BLOCK_H": 32}, 8, 2),
     Row("mlp_fwd", ALL, 4, 64, {"BLOCK_M": 32, "BLOCK_H": 16}, 4, 1),
     Row("mlp_fwd", ALL, 4, 256, {"BLOCK_M": 32, "BLOCK_H": 16}, 8, 2),
     Row("mlp_fwd_wide", ALL, 2, 64, {"BLOCK_M": 64, "BLOCK_H": 64}, 8, 2),
     Row("mlp_fwd_wide", (80, 90), 2, 256, {"BLOCK_M": 64, "BLOCK_H": 64}, 8, 2),
     Row("mlp_fwd_wide", (100,), 2, 256, {"BLOCK_M": 64, "BLOCK_H": 16}, 8, 2),
-    Row("mlp_fwd_wide", (86, 89), 2, 256, {"BLOCK_M": 64, "BLOCK_H": 32}, 8, 2),
+    Row("mlp_fwd_wide", (86, 89, 120), 2, 256, {"BLOCK_M": 64, "BLOCK_H": 32}, 8, 2),
     Row("mlp_fwd_wide", ALL, 4, 64, {"BLOCK_M": 32, "BLOCK_H": 16}, 4, 1),
     Row("mlp_fwd_wide", ALL, 4, 256, {"BLOCK_M": 32, "BLOCK_H": 16}, 8, 2),
     Row("mlp_bwd", ALL, 2, 64, {"BLOCK_M": 64, "BLOCK_H": 64}, 4, 2),
     Row("mlp_bwd", LARGE, 2, 256, {"BLOCK_M": 64, "BLOCK_H": 32}, 8, 2),
-    Row("mlp_bwd", (86, 89), 2, 256, {"BLOCK_M": 64, "BLOCK_H": 16}, 8, 2),
+    Row("mlp_bwd", (86, 89, 120), 2, 256, {"BLOCK_M": 64, "BLOCK_H": 16}, 8, 2),
     Row("mlp_bwd", LARGE, 4, 256, {"BLOCK_M": 32, "BLOCK_H": 16}, 8, 2),
-    Row("mlp_bwd", (86, 89), 4, 256, {"BLOCK_M": 16, "BLOCK_H": 16}, 8, 2),
+    Row("mlp_bwd", (86, 89, 120), 4, 256, {"BLOCK_M": 16, "BLOCK_H": 16}, 8, 2),
 )
 
 CHUNK: tuple[Row, ...] = (
@@ -138,9 +138,11 @@ CLASS_ATTENTION: tuple[Row, ...] = (
 
 LOW_RANK: tuple[Row, ...] = (
     Row("low_rank_fwd", ALL, 4, 4, {"BLOCK_Q": 32, "BLOCK_K": 128, "PARTS": 32}, 8, 1),
+    Row("low_rank_fwd", (120,), 4, 256, {"BLOCK_Q": 16, "BLOCK_K": 32, "PARTS": 32}, 4, 1),
     Row("low_rank_fwd", ALL, 4, 256, {"BLOCK_Q": 16, "BLOCK_K": 64, "PARTS": 32}, 4, 1),
-    Row("low_rank_bwd", (100,), 4, 4, {"BLOCK_Q": 16, "BLOCK_K": 128, "PARTS": 16}, 8, 1),
+    Row("low_rank_bwd", (90, 100), 4, 4, {"BLOCK_Q": 16, "BLOCK_K": 128, "PARTS": 16}, 8, 1),
     Row("low_rank_bwd", ALL, 4, 4, {"BLOCK_Q": 8, "BLOCK_K": 128, "PARTS": 16}, 4, 1),
+    Row("low_rank_bwd", (120,), 4, 256, {"BLOCK_Q": 4, "BLOCK_K": 16, "PARTS": 16}, 4, 1),
     Row("low_rank_bwd", ALL, 4, 256, {"BLOCK_Q": 8, "BLOCK_K": 16, "PARTS": 16}, 4, 1),
 )
 

@@ -14,10 +14,9 @@ from typing import Any
 import torch
 
 from septr_fast import progress
+from septr_fast.kernels.launch import ARCHITECTURES
 from septr_fast.passes.backend import cache_folder
 
-ARCHITECTURES = (80, 86, 89, 90, 100, 120)
-"""Without 103, whose machine code no disassembler that comes with Triton 3.6 can read."""
 DTYPES = {
     "bfloat16": (torch.bfloat16, "highest"),
     "float16": (torch.float16, "highest"),

@@ -125,7 +125,7 @@ def test_tf32_is_as_good_as_tf32(form: Form, device: torch.device) -> None:
 
 def test_key_gradients_in_two_accumulators(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on Blackwell; its other choices, of tiles, are those of the test."""
-    monkeypatch.setattr(launch, "architecture", lambda device: launch.UNCHAINED)
+    monkeypatch.setattr(launch, "architecture", lambda device: launch.UNCHAINED[0])
     inputs = draw(MERGED, grid_shape("width", length=37), 24, device)
     with launch.override(tiles()), launch.capture("axis_attention_bwd_key") as captured:
         check(inputs, MERGED.heads, "width")

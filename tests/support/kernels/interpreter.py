@@ -76,6 +76,7 @@ def install() -> None:
     _refuse_bfloat16_arithmetic(stock)
     _mend_casts(stock)
     _mend_products(stock)
+    _mend_rounding(stock)
     _poison_undefined_values(stock)
     _check_overflow(stock)
     _let_values_bound_loops(stock)
@@ -171,6 +172,18 @@ def _mend_products(stock: Any) -> None:
         return dot(self, a, b, accumulator, precision, *rest)
 
     builder.create_dot = faithful_dot
+
+
+def _mend_rounding(stock: Any) -> None:
+    import triton.language as tl
+
+    def inline(asm: str, constraints: str, args: Any, *, dtype: Any, is_pure: bool, pack: int, **_: Any) -> Any:
+        if not asm.startswith("cvt.rna.tf32.f32 "):
+            raise NotImplementedError(asm)
+        (x,) = args
+        return tl.core.tensor(stock.TensorHandle(round_to_tf32(x.handle.data), tl.float32), x.type)
+
+    tl.inline_asm_elementwise = inline
 
 
 def _poison_undefined_values(stock: Any) -> None:

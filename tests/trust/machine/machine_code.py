@@ -14,7 +14,7 @@ _DOT = re.compile(
     r" : tensor<(?:\d+x)+(?P<left>\w+)[^>]*> \* tensor<(?:\d+x)+(?P<right>\w+)[^>]*>"
     r" -> tensor<(?:\d+x)+(?P<out>\w+)"
 )
-_DEFINED = re.compile(r"(%\w+) = ([a-z_.]+)")
+_DEFINED = re.compile(r"(%\w+) = ([a-z_.]+)(?: \"[^\"]*\" \{[^}]*\})? (%?\w+)")
 _ADDED = re.compile(r"(?P<name>%\w+) = tt\.dot %\w+, %\w+, (?P<added>%\w+)")
 _PRECISION = re.compile(r"inputPrecision = (\w+)")
 _INSTRUCTION = re.compile(r"^\s*(?:@!?%p\d+\s+)?([a-z][a-z0-9_]*(?:\.[\w:]+)+)", re.MULTILINE)
@@ -143,17 +143,27 @@ def _products(ttir: str, asked: Asked) -> Iterator[str]:
     if len(found) != ttir.count("tt.dot"):
         yield f"{ttir.count('tt.dot')} products, of which {len(found)} can be read"
     wanted = (DTYPES[asked.dtype], DTYPES[asked.dtype], "f32")
-    defined = dict(_DEFINED.findall(ttir))
+    defined: dict[str, tuple[str, str]] = {}
+    for line in ttir.splitlines() if asked.dtype == "tf32" else ():
+        if dot := _DOT.search(line):
+            rounded = [_origin(defined, operand) == "tt.elementwise_inline_asm" for operand in dot.group("a", "b")]
+            if not all(rounded):
+                yield f"a product in TF32 of operands that are not rounded: {dot[0][:60]}"
+        if new := _DEFINED.search(line):  # Regions beside one another use the same names.
+            defined[new[1]] = (new[2], new[3])
     for dot in found:
-        rounded = [defined.get(operand) == "arith.select" for operand in dot.group("a", "b")]
-        if asked.dtype == "tf32" and not all(rounded):
-            yield f"a product in TF32 of operands that are not rounded: {dot[0][:60]}"
         said = _PRECISION.search(dot["rest"])
         precision = said[1] if said else "ieee"
         if precision != PRECISIONS[asked.dtype]:
             yield f"a product in {precision}, expected {PRECISIONS[asked.dtype]}"
         if dot.group("left", "right", "out") != wanted:
             yield f"a product of {dot['left']} and {dot['right']} summed up in {dot['out']}, expected {wanted}"
+
+
+def _origin(defined: Mapping[str, tuple[str, str]], name: str) -> str | None:
+    """The operation that makes a value which is turned and reshaped on its way."""
+    operation, source = defined.get(name, (None, ""))
+    return _origin(defined, source) if operation in ("tt.trans", "tt.reshape") else operation
 
 
 def _tensor_cores(instructions: Counter[str], machine: Mapping[str, int], products: int, asked: Asked) -> Iterator[str]:

@@ -65,7 +65,8 @@ def test_planted_kernels_without_a_fault_pass(planted: dict[str, list[str]]) -> 
 
 
 DOT = "%y = tt.dot %x, %x, %zero{} : tensor<16x16xf32> * tensor<16x16xf32> -> tensor<16x16xf32>\n"
-ROUNDED = "%x = arith.select %is_number, %rounded, %value : tensor<16x16xi1>, tensor<16x16xf32>\n"
+ROUNDED = '%r = tt.elementwise_inline_asm "cvt.rna.tf32.f32 $0, $1;" {pure = true} %v : tensor<16x16xf32>\n'
+ROUNDED += "%x = tt.trans %r {order = array<i32: 1, 0>} : tensor<16x16xf32>\n"
 HALVES = DOT.format("").replace("xf32> *", "xf16> *").replace("xf32> ->", "xf16> ->")
 MMA = "\tmma.sync.aligned.m16n8k8.row.col.f32.{0}.{0}.f32 {{ %r1 }}, {{ %r2 }};\n"
 SHUFFLED = "\tshfl.sync.bfly.b32 %r2, %r1, 8, 31, -1;\n\tmov.b32 %f3, %r2;\n\tfma.rn.f32 %f5, %f1, %f2, {};\n"
