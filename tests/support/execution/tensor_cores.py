@@ -18,8 +18,14 @@ ROW, COLUMN = LANE // 4, LANE % 4
 QUARTERS = ((0, 0), (0, 1), (8, 0), (8, 1))
 """Row and column, beside those of the lane, of the four values of an accumulator."""
 
-DECODED: dict[str, Callable[[Array], Array]] = {"bf16": from_bfloat16, "f16": from_float16}
-"""float32 of two bytes, by the names of types."""
+
+def from_tf32(bits: Array) -> Array:
+    """What tensor cores take of float32: the 13 bits that they leave aside are cut off."""
+    return (bits & np.uint32(0xFFFFE000)).view(np.float32)
+
+
+DECODED: dict[str, Callable[[Array], Array]] = {"bf16": from_bfloat16, "f16": from_float16, "tf32": from_tf32}
+"""float32 of operands, by the names of types."""
 
 
 def halves(value: Array, kind: str) -> tuple[Array, Array]:
@@ -80,14 +86,12 @@ def multiply(
     machine.whole_warps(active, line)
     left, right, added = ([machine.every(x).reshape(-1, LANES) for x in operand] for operand in operands)
     warps = machine.threads // LANES
-    a, b = np.empty((warps, 16, depth), np.float32), np.empty((warps, depth, 8), np.float32)
+    b = np.empty((warps, depth, 8), np.float32)
+    a = fragment(left, kind)
     if kind == "tf32":
-        for index, value in enumerate(left):
-            a[:, ROW + 8 * (index % 2), COLUMN + 4 * (index // 2)] = _tf32(value)
         for index, value in enumerate(right):
-            b[:, COLUMN + 4 * index, ROW] = _tf32(value)
+            b[:, COLUMN + 4 * index, ROW] = DECODED[kind](value)
     else:
-        a = fragment(left, kind)
         for index, value in enumerate(right):
             for odd, half in enumerate(halves(value, kind)):
                 b[:, 2 * COLUMN + odd + 8 * index, ROW] = half
@@ -99,17 +103,17 @@ def multiply(
 
 
 def fragment(values: Sequence[Array], kind: str) -> Array:
-    """16 rows of 8 columns for every two registers `(warps, lanes)` of two bytes, in float32."""
+    """16 rows of columns for every two registers `(warps, lanes)`, 4 in TF32 and 8 of two bytes, in float32."""
+    if kind == "tf32":
+        whole = np.empty((len(values[0]), 16, 2 * len(values)), np.float32)
+        for index, value in enumerate(values):
+            whole[:, ROW + 8 * (index % 2), COLUMN + 4 * (index // 2)] = DECODED[kind](value)
+        return whole
     matrix = np.empty((len(values[0]), 16, 4 * len(values)), np.float32)
     for index, value in enumerate(values):
         for odd, half in enumerate(halves(value, kind)):
             matrix[:, ROW + 8 * (index % 2), 2 * COLUMN + odd + 8 * (index // 2)] = half
     return matrix
-
-
-def _tf32(value: Array) -> Array:
-    """What tensor cores take of float32: the bits that they leave aside are cut off."""
-    return (value & np.uint32(0xFFFFE000)).view(np.float32)
 
 
 def _rows(machine: Machine, warps: Array, addresses: Array, count: int, line: int) -> tuple[Array, Array]:

@@ -34,11 +34,13 @@ class Trial:
         arch: compute capability.
         draw: what `support.kernels.pass_cases.draw` takes.
         backward: whether gradients are taken.
+        precision: of float32 products, as `torch.set_float32_matmul_precision` takes it.
     """
 
     arch: int
     draw: dict[str, Any] = field(hash=False)
     backward: bool = True
+    precision: str = "highest"
 
 
 def _drawn(kind: type, dtype: torch.dtype, **changes: Any) -> dict[str, Any]:
@@ -63,6 +65,11 @@ TRIALS = {
             ("low-rank", LowRank, {"shape": (1, 1, 21), "channels": 2}),
         )
         for name, dtype in (("bfloat16", torch.bfloat16), ("float16", torch.float16), ("float32", torch.float32))
+        for arch in (80, 86, 89, 90)
+    },
+    **{
+        f"{form}, TF32, sm_{arch}": Trial(arch, _drawn(kind, torch.float32), precision="high")
+        for form, kind in (("merged", Merged), ("direct", Direct))
         for arch in (80, 86, 89, 90)
     },
     **{
@@ -110,6 +117,7 @@ def plant(ptx: str, fault: str, place: int) -> str:
 
 def run(trial: Trial, change: Change = unchanged) -> dict[str, Any]:
     """What comes of a trial: a fault or none, how many times the error that is allowed, what was executed."""
+    torch.set_float32_matmul_precision(trial.precision)
     torch.manual_seed(FIRST_SEED)
     case: Case = draw(device=torch.device("cpu"), **trial.draw)
     gradients = case.output_gradients()
@@ -124,9 +132,9 @@ def run(trial: Trial, change: Change = unchanged) -> dict[str, Any]:
             found = results(case, "triton")
         except FaultError as error:
             fault = error
-        plain = results(case, "torch")
+        plain = results(_as_exact(case, trial), "torch")
     oracle = results(case.changed(Tensor.double, torch.float64), "torch")
-    shares = {name: _share(result, plain[name], oracle[name]) for name, result in found.items()}
+    shares = {name: _share(result, plain[name].to(result.dtype), oracle[name]) for name, result in found.items()}
     return {
         "fault": None if fault is None else str(fault),
         "share": max(shares.values(), default=0.0),
@@ -134,6 +142,11 @@ def run(trial: Trial, change: Change = unchanged) -> dict[str, Any]:
         "programs": dict(execution.programs),
         "instructions": {name: dict(counts) for name, counts in execution.instructions.items()},
     }
+
+
+def _as_exact(case: Case, trial: Trial) -> Case:
+    """What a CPU can compute as exactly as is asked for: for TF32, which it has not, float16 of as many bits."""
+    return case.changed(Tensor.half, torch.float16) if trial.precision == "high" else case
 
 
 def _share(result: Tensor, plain: Tensor, oracle: Tensor) -> float:

@@ -43,6 +43,11 @@ class Multiplication:
     registers: Sequence[str]
     line: int
 
+    @property
+    def size(self) -> int:
+        """Bytes of a value of an operand."""
+        return 4 if self.kind == "tf32" else 2
+
 
 def begin(
     machine: Machine, active: Active, what: Multiplication, left: Array | Sequence[Array], right: Array, adds: bool
@@ -62,13 +67,13 @@ def begin(
     if not machine.may_multiply:
         raise FaultError("a product begins without wgmma.fence", what.line)
     groups = machine.threads // GROUP
-    right_places = _places(machine, right, what.columns, what.depth, what.by_columns[1], what.line)
+    right_places = _places(machine, right, what, right_side=True)
     borrowed = [right_places]
-    b = DECODED[what.kind](machine.shared.views[2][right_places >> 1])
+    b = _values(machine, right_places, what)
     if isinstance(left, np.ndarray):
-        left_places = _places(machine, left, 64, what.depth, what.by_columns[0], what.line)
+        left_places = _places(machine, left, what, right_side=False)
         borrowed.append(left_places)
-        a = DECODED[what.kind](machine.shared.views[2][left_places >> 1])
+        a = _values(machine, left_places, what)
     else:
         a = fragment([machine.every(x).reshape(-1, 32) for x in left], what.kind).reshape(groups, 64, what.depth)
     product = (a * np.float32(what.signs[0])) @ (b * np.float32(what.signs[1])).swapaxes(1, 2)
@@ -80,6 +85,8 @@ def begin(
         if adds:
             value = value + _held(machine, register, what.line).view(np.float32)
         machine.registers[register] = Unfinished(value.view(np.uint32))
+    if what.size == 4:
+        borrowed += [places + 2 for places in borrowed]
     for places in borrowed:
         machine.shared.lend(*_shares(machine, places), what.line)
     machine.begun.append(Products(what.registers, borrowed))
@@ -121,8 +128,15 @@ def _shares(machine: Machine, places: Array) -> tuple[Array, Array, Array]:
     return np.repeat(places.reshape(len(places), -1), 4, axis=0), machine.warp[first], machine.of_program[first]
 
 
-def _places(machine: Machine, descriptor: Array, rows: int, depth: int, by_columns: bool, line: int) -> Array:
-    """Bytes of shared memory of a matrix `(groups, rows, depth)` of values of two bytes."""
+def _values(machine: Machine, places: Array, what: Multiplication) -> Array:
+    """float32 of the operand at `places`."""
+    return DECODED[what.kind](machine.shared.views[what.size][places // what.size])
+
+
+def _places(machine: Machine, descriptor: Array, what: Multiplication, *, right_side: bool) -> Array:
+    """Bytes of shared memory where the values of an operand `(groups, rows, depth)` begin."""
+    rows, by_columns, line = what.columns if right_side else 64, what.by_columns[right_side], what.line
+    depth, size = what.depth, what.size
     given = machine.every(descriptor).astype(np.uint64).reshape(-1, GROUP)
     if (given != given[:, :1]).any():
         raise FaultError("threads of a warpgroup name different matrices", line)
@@ -139,15 +153,16 @@ def _places(machine: Machine, descriptor: Array, rows: int, depth: int, by_colum
     if code == 0:
         if by_columns:
             raise NotImplementedError("a matrix column by column without a swizzle")
-        offset = row // 8 * stride + row % 8 * 16 + column // 8 * leading + column % 8 * 2
+        across = 16 // size
+        offset = row // 8 * stride + row % 8 * 16 + column // across * leading + column % across * size
     elif by_columns:
         width = SWIZZLED[code]
         across = width // 2
         offset = row // across * leading + column // 8 * stride + column % 8 * width + row % across * 2
     else:
-        offset = row // 8 * stride + row % 8 * SWIZZLED[code] + column * 2
+        offset = row // 8 * stride + row % 8 * SWIZZLED[code] + column * size
     places = start + offset
     if code:
         places = places ^ (((places >> 7) & (SWIZZLED[code] // 16 - 1)) << 4)
     programs = machine.of_program[::GROUP][:, None, None]
-    return machine.shared.places(programs, places, 2, 2, line)
+    return machine.shared.places(programs, places, size, size, line)
