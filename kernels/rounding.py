@@ -1,14 +1,12 @@
 """Values that are rounded where a compiler might not round them.
 
-A product that is added to a sum is contracted with it into one operation, without a rounding between. Where the lanes
-of a warp add up their products by exchanging them, each would add its own product, not rounded, to its neighbour's
-rounded one: lanes that shall hold the same sum would differ in its last bit, and which of them is stored would be a
-matter of chance. In `a b + 0` the product is rounded, and nothing is left to contract. That costs an operation for
-each product of a lane's own, so it stands where the compiler is seen to contract across lanes; `make trust` looks for
-that in every build.
+A product that is added to a sum is contracted with it, not rounded between. Where the lanes of a warp exchange what
+they add up, each would add its own product, not rounded, to its neighbour's rounded one: what shall be one sum would
+differ in its last bit, and which is stored a matter of chance. In `a b + 0` the product is rounded, and nothing
+is left to contract. It stands where the compiler is seen to do that; `make trust` looks for it in every build.
 
-Tensor cores drop the 13 last bits of float32 operands in TF32, by what users of Triton report (triton-lang/triton
-#4574). Rounded to the nearest before, the operands err by half as much at most, and no longer towards zero.
+Tensor cores drop the 13 last bits of float32 operands in TF32, as users of Triton report (triton-lang/triton#4574).
+Rounded to the nearest before, the operands err by half as much at most, and no longer towards zero.
 """
 
 from __future__ import annotations
