@@ -132,6 +132,17 @@ def test_other_circumstances_are_tried_anew(cuda: list[torch.dtype], monkeypatch
         assert len(cuda) == count
 
 
+def test_without_an_assembler_the_trial_says_so(cuda: list[torch.dtype], monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = pytest.importorskip("triton.backends.nvidia.compiler")
+
+    def missing(arch: int) -> None:
+        raise RuntimeError("no ptxas")
+
+    monkeypatch.setattr(compiler, "get_ptxas", missing)
+    assert trial.why_not(CUDA, BFLOAT16) is None
+    assert cuda == [BFLOAT16]
+
+
 def test_what_others_could_have_written_counts_for_nothing(cuda: list[torch.dtype], tmp_path: Path) -> None:
     assert trial.why_not(CUDA, BFLOAT16) is None
     (tmp_path / "septr_fast" / "trials").chmod(0o777)

@@ -136,14 +136,10 @@ def figures(device: torch.device, dtype: torch.dtype) -> list[Figure]:
 def why_no_launch() -> str | None:
     """What Triton lacks here to build the program that launches its kernels; None where nothing is known to."""
     chosen = os.environ.get("CC")
-    if shutil.which(chosen) is None if chosen else not any(map(shutil.which, ("clang", "gcc"))):
-        return (
-            f"Triton needs a C compiler at a first launch, got {chosen}"
-            if chosen
-            else (
-                "Triton needs a C compiler at a first launch, and neither gcc nor clang is here: install one, or set CC"
-            )
-        )
+    if chosen and shutil.which(chosen) is None:
+        return f"Triton needs a C compiler at a first launch, got {chosen}"
+    if not chosen and not any(map(shutil.which, ("gcc", "clang"))):
+        return "Triton needs a C compiler at a first launch, and neither gcc nor clang is here: install one, or set CC"
     scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")  # as Triton does
     headers = Path(sysconfig.get_paths(scheme=scheme)["include"]) / "Python.h"
     if not headers.exists():
@@ -225,18 +221,25 @@ def _tensors(
 
 def _circumstances(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """What a trial is good for."""
-    from triton.backends.nvidia.compiler import get_ptxas
-
-    arch = backend.capability(device)
     return {
         "device": backend.device_name(device),
-        "capability": arch,
+        "capability": backend.capability(device),
         "dtype": str(dtype),
         "float32 products": launch.input_precision(),
         **backend.versions(),
-        "ptxas": str(get_ptxas(arch).version),
+        "ptxas": _assembler(device),
         "kernels": _sources(),
     }
+
+
+def _assembler(device: torch.device) -> str | None:
+    """The version of Triton's assembler for `device`; None where there is none, which the trial then says."""
+    from triton.backends.nvidia.compiler import get_ptxas
+
+    try:
+        return str(get_ptxas(backend.capability(device)).version)
+    except Exception:
+        return None
 
 
 @functools.cache
