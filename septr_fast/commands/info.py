@@ -60,6 +60,16 @@ def shared() -> str:
     return f"{cores.count()} of them take chunks of their own"
 
 
+def assembler(capability: int | None) -> list[str]:
+    """Triton's assembler for a CUDA device, and what is known to be wrong with it."""
+    if capability is None or backend.versions()["triton"] is None:
+        return []
+    from septr_fast.tuning import assemblers
+
+    first, *faults = assemblers.described(capability)
+    return [f"  assembler        {first}", *(f"    {fault}" for fault in faults)]
+
+
 def text() -> str:
     """All of it, to read."""
     lines = [f"{name:10} {version or 'none'}" for name, version in backend.versions().items()]
@@ -73,6 +83,8 @@ def text() -> str:
         lines += ["", f"{device} ({name}{arch})", f"  configurations   {table(device)}"]
         if device.type == "cpu":
             lines.append(f"  cores            {shared()}")
+        else:
+            lines += assembler(capability)
         for pass_name in PASSES:
             chosen, reason = taken(pass_name, device)
             lines.append(f"  {pass_name:15}  {chosen}: {reason}")

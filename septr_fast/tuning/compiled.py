@@ -27,6 +27,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 
 from septr_fast.kernels.launch import Launch, compile_only
+from septr_fast.tuning import running_products
 
 _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)", re.MULTILINE)
 _USAGE = re.compile(r"REG:(\d+) STACK:(\d+)")
@@ -43,6 +44,9 @@ class Compiled:
         shared_memory: bytes of one program.
         tensor_memory: columns that one program takes of Blackwell's tensor memory.
         tensor_cores: how many instructions of each kind there are for the tensor cores.
+        touched: instructions that use registers of a product that tensor cores may still compute.
+        stores_beside: instructions that write shared memory while they may, or before a barrier behind that; see
+            `running_products.Found`.
     """
 
     registers: int
@@ -51,6 +55,8 @@ class Compiled:
     shared_memory: int
     tensor_memory: int
     tensor_cores: Mapping[str, int]
+    touched: int = 0
+    stores_beside: int = 0
 
 
 @dataclass(frozen=True)
@@ -170,7 +176,8 @@ def inspect(kernel: Any, arch: int) -> Compiled:
         file.write(kernel.asm["cubin"])
         file.flush()
         usage = _USAGE.search(_run(triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name))
-        counts = Counter(_INSTRUCTION.findall(_run(triton.knobs.nvidia.nvdisasm.path, "-c", file.name)))
+        machine_code = _run(triton.knobs.nvidia.nvdisasm.path, "-c", file.name)
+    counts, beside = Counter(_INSTRUCTION.findall(machine_code)), running_products.scan(machine_code)
     if usage is None or not counts:
         raise ValueError(f"no machine code found for sm_{arch}")
     return Compiled(
@@ -180,6 +187,8 @@ def inspect(kernel: Any, arch: int) -> Compiled:
         shared_memory=kernel.metadata.shared,
         tensor_memory=kernel.metadata.tmem_size,
         tensor_cores={name: count for name, count in sorted(counts.items()) if name.endswith("MMA")},
+        touched=len(beside.touched),
+        stores_beside=len(beside.stores),
     )
 
 

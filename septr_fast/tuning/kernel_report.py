@@ -1,9 +1,10 @@
 """The kernel report: every kernel as shipped, cross-compiled, and where one falls short.
 
-Needs no GPU. A kernel falls short where it does not compile, spills registers, takes more shared or tensor
-memory than its architecture has, leaves the architecture's own tensor cores unused for 16-bit values or, in the
-default model, spends much of its arithmetic on padding. Kernels of the class token have too few queries for
-the tiles of newer tensor cores, and little work: of them any tensor-core instruction is asked.
+Needs no GPU. A kernel falls short where it does not compile, spills registers, uses registers that tensor cores
+may still read or write (`running_products`), takes more shared or tensor memory than its architecture has, leaves
+the architecture's own tensor cores unused for 16-bit values or, in the default model, spends much of its arithmetic
+on padding. Kernels of the class token have too few queries for the tiles of newer tensor cores, and little work: of
+them any tensor-core instruction is asked.
 """
 
 from __future__ import annotations
@@ -117,6 +118,8 @@ class Entry:
         arch, found = self.case.arch, []
         if self.compiled.spills:
             found.append(f"{self.compiled.spills} instructions spill registers")
+        if self.compiled.touched:
+            found.append(f"{self.compiled.touched} instructions use registers of products that may still be computed")
         if self.compiled.shared_memory > SHARED_MEMORY[arch]:
             found.append(f"{self.compiled.shared_memory} bytes of shared memory, limit {SHARED_MEMORY[arch]}")
         if self.compiled.tensor_memory > TENSOR_MEMORY:
@@ -206,8 +209,8 @@ def remember(kernels: Iterable[dict[str, Any]], cache: Path) -> None:
 
 
 _HEADER = (
-    "kernel", "tiles", "warps", "stages", "registers", "stack", "spills", "shared", "tensor cores", "occupancy",
-    "programs", "GFLOP", "executed", "least MB",
+    "kernel", "tiles", "warps", "stages", "registers", "stack", "spills", "beside", "shared", "tensor cores",
+    "occupancy", "programs", "GFLOP", "executed", "least MB",
 )  # fmt: skip
 
 
@@ -215,7 +218,9 @@ def table(entries: Sequence[Entry]) -> str:
     """Columns to read, one table per case, each followed by what falls short.
 
     Programs, operations and bytes are those of a kernel's largest launch; bytes are the floor, every distinct
-    tensor read or written once. The operations executed are over those of use.
+    tensor read or written once. The operations executed are over those of use. Beside: stores to shared memory while
+    a product may be running; each is right where it writes what the product does not read, which execution of the
+    compiled code checks address by address.
     """
     cases = dict.fromkeys(entry.case for entry in entries)
     return "\n\n".join(_case_table(case, [entry for entry in entries if entry.case == case]) for case in cases)
@@ -238,11 +243,11 @@ def complaints(entry: Entry) -> list[str]:
 
 def _cells(entry: Entry) -> tuple[str, ...]:
     config, compiled = entry.launches[0].config, entry.compiled
-    found: tuple[str, ...] = ("-",) * 6
+    found: tuple[str, ...] = ("-",) * 7
     if isinstance(compiled, Compiled):
         cores = " ".join(f"{name} {count}" for name, count in compiled.tensor_cores.items()) or "-"
         occupancy = f"{entry.programs_per_multiprocessor} ({entry.occupancy:.0%})"
-        numbers = (compiled.registers, compiled.stack, compiled.spills, compiled.shared_memory)
+        numbers = (compiled.registers, compiled.stack, compiled.spills, compiled.stores_beside, compiled.shared_memory)
         found = (*(str(number) for number in numbers), cores, occupancy)
     return (
         entry.name,

@@ -46,6 +46,8 @@ def entry(compiled: Compiled | Failed, *, name: str = "axis", model: str = "defa
     [
         pytest.param(entry(finding()), None, id="good"),
         pytest.param(entry(finding(spills=1)), "1 instructions spill", id="one spill"),
+        pytest.param(entry(finding(stores_beside=9)), None, id="stores beside a product"),
+        pytest.param(entry(finding(touched=2)), "2 instructions use registers of products", id="registers touched"),
         pytest.param(entry(finding(shared_memory=232448)), None, id="all shared memory"),
         pytest.param(entry(finding(shared_memory=232449)), "232449 bytes of shared memory", id="a byte too much"),
         pytest.param(entry(finding(tensor_memory=512)), None, id="all tensor memory"),
