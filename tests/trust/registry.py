@@ -16,6 +16,7 @@ PREPARED = ("support.kernels.interpreter", "support.judging")
 """What every part runs under."""
 PROGRAMS = {
     "compilation": ("trust.machine.compiling", "trust.machine.machine_code"),
+    "execution": ("support.execution.planting", "septr_fast.tuning.kernel_launches"),
     "security": ("trust.supply.offline",),
 }
 """Modules that parts start in processes of their own."""

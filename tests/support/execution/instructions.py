@@ -151,6 +151,7 @@ def _load(instruction: Instruction) -> Step:
         places = where(machine, threads)
         if space == "global":
             found = machine.memory.load(places, width, len(registers), line)
+            machine.ask_global(places, threads, width * len(registers))
         else:
             found = machine.load_shared(places, threads, width, len(registers), line)
         for register, values in zip(registers, found, strict=True):
@@ -183,6 +184,7 @@ def _store(instruction: Instruction) -> Step:
         values = [machine.every(read(machine))[threads] for read in reads]
         if space == "global":
             machine.memory.store(places, values, width, line)
+            machine.ask_global(places, threads, width * len(values))
         else:
             machine.store_shared(places, threads, np.stack(values, 1).view(np.uint16), line)
 
@@ -330,9 +332,11 @@ _OTHERS: dict[str, Callable[[Instruction], Step]] = {
 
 
 def counted(program: Program, executed: Sequence[int]) -> dict[str, int]:
-    """Instructions of warps by name, from how many warps ran each block."""
+    """Instructions of warps by name, and of loads and stores by memory, from how many warps ran each block."""
     found: dict[str, int] = {}
     for block, warps in zip(program.blocks, executed, strict=True):
         for instruction in block:
-            found[instruction.name] = found.get(instruction.name, 0) + warps
+            parts = instruction.parts[: 2 if instruction.name in ("ld", "st", "cp") else 1]
+            name = ".".join(parts)
+            found[name] = found.get(name, 0) + warps
     return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,11 +17,14 @@ from support.execution.instructions import counted, steps
 from support.execution.machine import Machine, Step
 from support.execution.memory import GlobalMemory
 from support.execution.parsing import Program, parse
+from support.execution.traffic import Traffic
 from torch import Tensor
 
 from septr_fast.passes import backend
 from septr_fast.tuning import compiled
 
+_NO_CODE = re.compile(r"^\s*(?:\.target|\.loc|\.file|//).*$|//.*$", re.MULTILINE)
+"""What in a module is no instruction: the architecture's name, and places in the source."""
 TOGETHER = 4
 """Programs that run at a time."""
 Change = Callable[[str, str], str]
@@ -29,6 +34,13 @@ Change = Callable[[str, str], str]
 def unchanged(name: str, ptx: str) -> str:
     """The PTX as the compiler made it."""
     return ptx
+
+
+def build(described: Launch) -> str:
+    """A kernel with its configuration: what a row of the tables becomes for some sizes."""
+    config = described.config
+    tiles = " ".join(f"{name}={size}" for name, size in sorted(config.tiles.items()))
+    return f"{described.name} {tiles} warps={config.warps} stages={config.stages}"
 
 
 @dataclass(frozen=True)
@@ -57,12 +69,20 @@ class Execution:
         change: of the PTX of each.
         programs: how many of each kernel ran, by name.
         instructions: of warps, by kernel and name.
+        traffic: of each kernel.
+        builds: that ran, as `build` names them.
+        code: hashes of their instructions, in the order in which they were first launched.
+        compile_only: whether nothing runs, but is compiled.
     """
 
     arch: int
     change: Change = unchanged
+    compile_only: bool = False
     programs: Counter[str] = field(default_factory=Counter)
     instructions: dict[str, Counter[str]] = field(default_factory=dict)
+    traffic: dict[str, Traffic] = field(default_factory=dict)
+    builds: set[str] = field(default_factory=set)
+    code: dict[str, None] = field(default_factory=dict)
     _kept: dict[str, Executable] = field(default_factory=dict)
 
     def run(self, described: Launch) -> None:
@@ -74,11 +94,17 @@ class Execution:
         if described.programs == 0:
             return
         executable = self.compile(described)
+        self.builds.add(build(described))
+        if self.compile_only:
+            return
+        traffic = self.traffic.setdefault(described.name, Traffic())
         memory, values = _memory(described), _values(described, executable.signature)
         counts = self.instructions.setdefault(described.name, Counter())
         for first in range(0, described.programs, TOGETHER):
             programs = range(first, min(first + TOGETHER, described.programs))
-            machine = Machine(executable.program, executable.steps, executable.shared, memory, values, programs)
+            machine = Machine(
+                executable.program, executable.steps, executable.shared, memory, values, programs, traffic
+            )
             machine.run()
             blocks = range(len(executable.program.blocks))
             counts.update(counted(executable.program, [machine.executed[block] for block in blocks]))
@@ -90,15 +116,17 @@ class Execution:
         if key not in self._kept:
             with compiled._driver():
                 kernel = compiled._warm_up(described, self.arch, "execution")
-            program = parse(self.change(described.name, kernel.asm["ptx"]))
+            ptx = self.change(described.name, kernel.asm["ptx"])
+            self.code[hashlib.sha256(_NO_CODE.sub("", ptx).encode()).hexdigest()] = None
+            program = parse(ptx)
             self._kept[key] = Executable(program, steps(program), kernel.metadata.shared, kernel.src.signature)
         return self._kept[key]
 
 
 @contextmanager
-def executed(arch: int, change: Change = unchanged) -> Iterator[Execution]:
-    """Let operators on CPU tensors execute what they would launch on `arch`."""
-    execution = Execution(arch, change)
+def executed(arch: int, change: Change = unchanged, compile_only: bool = False) -> Iterator[Execution]:
+    """Let operators on CPU tensors execute, or only compile, what they would launch on `arch`."""
+    execution = Execution(arch, change, compile_only)
     recording = launch._Recording(arch, _Running(execution))
     launch._recording.append(recording)
     try:

@@ -15,6 +15,7 @@ import numpy as np
 from support.execution.faults import FaultError
 from support.execution.memory import UNSIGNED, Array, GlobalMemory, SharedMemory
 from support.execution.parsing import Instruction, Program
+from support.execution.traffic import Traffic
 
 LANES = 32
 MOST_BLOCKS = 10**5
@@ -58,6 +59,7 @@ class Machine:
         memory: of the tensors.
         values: of the parameters.
         programs: numbers of those that run.
+        traffic: to count requests in; None where nobody wants to know.
     """
 
     def __init__(
@@ -68,10 +70,11 @@ class Machine:
         memory: GlobalMemory,
         values: Sequence[float],
         programs: Sequence[int],
+        traffic: Traffic | None = None,
     ) -> None:
         if len(values) != len(program.parameters):
             raise ValueError(f"values: expected {len(program.parameters)}, got {len(values)}")
-        self.program, self.memory, self._steps = program, memory, steps
+        self.program, self.memory, self._steps, self.traffic = program, memory, steps, traffic
         count, threads = len(programs), program.threads
         self.threads = count * threads
         self.thread = np.arange(self.threads)
@@ -186,11 +189,19 @@ class Machine:
         """All threads of a program wait for one another."""
         self.shared.epoch[self.whole_programs(active, line)] += 1
 
-    # Shared memory.
+    # Memory.
+
+    def ask_global(self, places: Array, threads: Array, size: int) -> None:
+        """Count a request of `threads` for `size` bytes at each of `places`."""
+        if self.traffic is not None and len(threads):
+            self.traffic.whole(places, threads, size)
 
     def shared_places(self, addresses: Array, threads: Array, size: int, line: int) -> Array:
         """Bytes of shared memory that `threads` name by their `addresses`, aligned to `size`."""
-        return self.shared.places(self.of_program[threads], addresses, size, size, line)
+        places = self.shared.places(self.of_program[threads], addresses, size, size, line)
+        if self.traffic is not None:
+            self.traffic.shared(places, threads, size)
+        return places
 
     def load_shared(self, addresses: Array, threads: Array, width: int, count: int, line: int) -> list[Array]:
         """`count` values of `width` bytes for each of `threads`."""
@@ -214,6 +225,7 @@ class Machine:
         places = self.shared_places(to, threads, size, line)[:, None] + np.arange(size)
         values = np.zeros((len(threads), size), np.uint8)
         values[filled] = self.memory.raw(start[filled], size, line)
+        self.ask_global(start[filled], threads[filled], size)
         self.shared.begin_copy(places, *self._owners(threads), line)
         for program in np.unique(self.of_program[threads]):
             own = self.of_program[threads] == program

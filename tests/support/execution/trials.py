@@ -1,27 +1,32 @@
 """Passes whose kernels are compiled, executed on a CPU and compared with plain PyTorch; run as a program.
 
 Compiling needs a process in which Triton does not interpret. Each argument is the name of a trial; or, behind slashes,
-also that of a kernel to plant faults in, and in how many places. For each one JSON object is printed, on its own line.
+also that of a kernel to plant faults in, and in how many places. JSON objects are printed, one a line.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import sys
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from septr_fast.kernels import launch
 from support.execution.faults import FaultError
-from support.execution.launches import Change, executed, unchanged
+from support.execution.launches import Change, Execution, executed, unchanged
 from support.judging import FIRST_SEED, by_norm, by_rule
 from support.kernels.pass_cases import Case, draw, step
 from support.tolerance import share_of_allowed
 from torch import Tensor
 
 from septr_fast.algebra.folded import Direct, LowRank, Merged
+from septr_fast.passes.lengths import Lengths
 
+CPU = torch.device("cpu")
+ARCHITECTURES = (80, 86, 89, 90)
 SIZES: dict[str, Any] = {"shape": (1, 1, 70), "heads": 2, "dim_head": 64, "dim": 64, "mlp_dim": 64}
 """One sequence of 71 tokens: two tiles, the second one ragged."""
 
@@ -35,165 +40,194 @@ class Trial:
         draw: what `support.kernels.pass_cases.draw` takes.
         backward: whether gradients are taken.
         precision: of float32 products, as `torch.set_float32_matmul_precision` takes it.
+        fused: whether products and attention are one kernel; None for what the tables prefer.
+        lengths: valid tokens of each sample.
+        misaligned: whether every tensor begins beside a multiple of 16 bytes.
     """
 
     arch: int
     draw: dict[str, Any] = field(hash=False)
     backward: bool = True
     precision: str = "highest"
+    fused: bool | None = None
+    lengths: tuple[int, ...] | None = None
+    misaligned: bool = False
+
+    def case(self) -> Case:
+        """The pass, with the same operands at every call."""
+        torch.manual_seed(FIRST_SEED)
+        case = draw(device=CPU, **self.draw)
+        if self.lengths is not None:
+            case = replace(case, lengths=Lengths(case.axis, torch.tensor(self.lengths)))
+        return case.changed(_beside) if self.misaligned else case
+
+    def results(self, case: Case, backend: str) -> dict[str, Tensor]:
+        """What a pass gives, with gradients where they are taken, in the form of attention that is asked for."""
+        torch.manual_seed(FIRST_SEED + 1)
+        gradients = replace(case, lengths=None).output_gradients() if self.backward else {}
+        form = {} if self.fused is None else {"attention_form": launch.Config({"FUSED": int(self.fused)})}
+        with launch.override(form), torch.set_grad_enabled(self.backward):
+            return step(case, backend, gradients) if self.backward else case.run(backend)
 
 
-def _drawn(kind: type, dtype: torch.dtype, **changes: Any) -> dict[str, Any]:
-    return {"kind": kind, "axis": "width", "residual": dtype, **SIZES, **changes}
+def _beside(x: Tensor) -> Tensor:
+    """The same values one element behind an aligned address."""
+    room = torch.empty(x.numel() + 1, dtype=x.dtype)[1:].view(x.shape)
+    return room.copy_(x)
 
 
-SHORT = {
-    "merged, bfloat16, sm_80": Trial(80, _drawn(Merged, torch.bfloat16)),
-    "direct, float16, sm_90": Trial(90, _drawn(Direct, torch.float16)),
-    "low-rank forward, bfloat16, sm_86": Trial(
-        86, _drawn(LowRank, torch.bfloat16, shape=(1, 2, 21), channels=2), backward=False
-    ),
+def _drawn(kind: type, **changes: Any) -> dict[str, Any]:
+    return {"kind": kind, "axis": "width", **SIZES, **changes}
+
+
+DTYPES = {
+    "bfloat16": (torch.bfloat16, "highest"),
+    "float16": (torch.float16, "highest"),
+    "float32": (torch.float32, "highest"),
+    "TF32": (torch.float32, "high"),
 }
-"""What `make test` executes."""
-TRIALS = {
-    **SHORT,
-    **{
-        f"{form}, {name}, sm_{arch}": Trial(arch, _drawn(kind, dtype, **sizes))
-        for form, kind, sizes in (
-            ("merged", Merged, {}),
-            ("direct", Direct, {}),
-            ("low-rank", LowRank, {"shape": (1, 1, 21), "channels": 2}),
-        )
-        for name, dtype in (("bfloat16", torch.bfloat16), ("float16", torch.float16), ("float32", torch.float32))
-        for arch in (80, 86, 89, 90)
+FORMS: dict[str, dict[str, Any]] = {
+    "merged": {"draw": _drawn(Merged)},
+    "direct": {"draw": _drawn(Direct)},
+    "merged, 256 features": {"draw": _drawn(Merged, dim=256, heads=1, dim_head=256)},
+    "direct, heads of 256": {"draw": _drawn(Direct, heads=1, dim_head=256)},
+    "low-rank": {"draw": _drawn(LowRank, shape=(1, 1, 21), channels=2)},
+    "low-rank, 8 channels": {"draw": _drawn(LowRank, shape=(1, 17, 40), channels=8)},
+    "class-only": {"draw": _drawn(Direct, class_only=True, shape=(2, 3, 37))},
+    "class-only, 256 features": {"draw": _drawn(Direct, class_only=True, dim=256, shape=(1, 2, 37))},
+    "class-only, 256 features, autocast": {
+        "draw": _drawn(Direct, class_only=True, dim=256, shape=(1, 2, 37), compute=None), "backward": False,
     },
-    **{
-        f"{form}, TF32, sm_{arch}": Trial(arch, _drawn(kind, torch.float32), precision="high")
-        for form, kind in (("merged", Merged), ("direct", Direct))
-        for arch in (80, 86, 89, 90)
+    "merged, forward": {"draw": _drawn(Merged), "backward": False, "fused": True},
+    "merged, 256 features, forward": {
+        "draw": _drawn(Merged, dim=256, heads=1, dim_head=256), "backward": False, "fused": True,
     },
-    **{
-        f"merged, autocast, sm_{arch}": Trial(
-            arch, _drawn(Merged, torch.float32, compute=torch.bfloat16, axis="height")
-        )
-        for arch in (80, 90)
+}  # fmt: skip
+"""In every dtype on every architecture, but for autocast of float32; forward in the form of attention that is not
+preferred, where there are two."""
+FUSING = (86, 89)
+"""Where they do, for values of two bytes."""
+BESIDES: dict[str, dict[str, Any]] = {
+    "merged, autocast along the height": {"draw": _drawn(Merged, axis="height", compute=torch.bfloat16)},
+    "direct, with lengths": {"draw": _drawn(Direct, shape=(2, 1, 70)), "lengths": (70, 33)},
+    "merged, misaligned": {"draw": _drawn(Merged, residual=torch.bfloat16), "misaligned": True},
+    "low-rank, misaligned": {
+        "draw": _drawn(LowRank, residual=torch.bfloat16, shape=(1, 1, 21), channels=2), "misaligned": True,
     },
-    "class-only, bfloat16, sm_90": Trial(90, _drawn(Direct, torch.bfloat16, class_only=True, shape=(2, 3, 37))),
-}
-"""All of them; the forms of attention that a table prefers are those that run."""
-
-PLANTED: dict[str, tuple[str, str]] = {
-    "a barrier dropped": (r"\n\s*bar\.sync[^\n]*", ""),
-    "a fence of copies to tensor cores dropped": (r"\n\s*fence\.proxy[^\n]*", ""),
-    "a fence of registers dropped": (r"\n\s*wgmma\.fence[^\n]*", ""),
-    "a group not committed": (r"\n\s*wgmma\.commit_group[^\n]*", ""),
-    "a group not waited for": (r"\n\s*wgmma\.wait_group[^\n]*", ""),
-    "a matrix read across": (r"(\n\s*wgmma\.mma_async[^;]*, )0;", r"\g<1>1;"),
-    "a product not added": (r"(\n\s*wgmma\.mma_async[^;]*, )%p\d+(, 1, 1)", r"\g<1>0\g<2>"),
-    "an operand for another": (r"(\n\s*mma\.sync[^;]*\{[^}]*\}, \{)([^,}]*), ([^,}]*)", r"\g<1>\g<3>, \g<2>"),
-    "a matrix not transposed": (r"(\n\s*ldmatrix\.sync\.aligned\.m8n8\.x\d)\.trans", r"\g<1>"),
-    "shared memory 16 bytes on": (r"(\n\s*st(?:matrix)?\.[^\[]*\[%r\d+)\]", r"\g<1>+16]"),
-    "global memory 16 bytes on": (r"(\n\s*(?:@\S+\s+)?ld\.global[^\[]*\[ ?%rd\d+ ?\+ ?)0", r"\g<1>16"),
-    "a mask turned": (r"(\n\s*)@(%p\d+)( (?:ld|st)\.global)", r"\g<1>@!\g<2>\g<3>"),
-    "its own lane": (r"(\n\s*shfl\.sync\.bfly\.b32\s[^,]*,[^,]*, )(\d+)", r"\g<1>0"),
-    "a comparison turned": (r"(\n\s*setp\.)lt\.s32", r"\g<1>ge.s32"),
-    "a sum turned": (r"(\n\s*)add(\.\w+\.?\w*f32|\.f32)", r"\g<1>sub\g<2>"),
-    "an exponential dropped": (r"(\n\s*)ex2\.approx[\w.]*\s", r"\g<1>mov.b32 "),
-}
-"""Faults by what is wrong: what stands in the PTX, and what is put in its place."""
+}  # fmt: skip
+"""On the two architectures of data centres, in float32 or bfloat16."""
 
 
-def places(ptx: str, fault: str) -> int:
-    """In how many places `fault` can be planted."""
-    return len(re.findall(PLANTED[fault][0], ptx))
+def _trials() -> Iterator[tuple[str, Trial]]:
+    for arch in ARCHITECTURES:
+        for name, (dtype, precision) in DTYPES.items():
+            for form, what in FORMS.items():
+                short = dtype.itemsize == 2
+                of = {**what["draw"], "residual": dtype}
+                if "compute" in of:
+                    if not short:
+                        continue
+                    of |= {"residual": torch.float32, "compute": dtype}
+                fused = arch not in FUSING if short and "fused" in what else None
+                changes = {**what, "draw": of, "fused": fused, "precision": precision}
+                yield f"{form}, {name}, sm_{arch}", Trial(arch, **changes)
+    for arch in (80, 90):
+        for form, what in BESIDES.items():
+            yield f"{form}, sm_{arch}", Trial(arch, **what)
 
 
-def plant(ptx: str, fault: str, place: int) -> str:
-    """`ptx` with a fault in one of its places."""
-    pattern, replacement = PLANTED[fault]
-    found = list(re.finditer(pattern, ptx))[place]
-    return ptx[: found.start()] + found.expand(replacement) + ptx[found.end() :]
+TRIALS: dict[str, Trial] = dict(_trials())
+"""By name."""
+SHORT = ("merged, bfloat16, sm_80", "direct, float16, sm_90", "low-rank, bfloat16, sm_86")
+"""What `make test` executes where it executes any."""
 
 
-def run(trial: Trial, change: Change = unchanged) -> dict[str, Any]:
-    """What comes of a trial: a fault or none, how many times the error that is allowed, what was executed."""
+def run(trial: Trial, change: Change = unchanged, keep: Path | None = None) -> dict[str, Any]:
+    """What comes of a trial: a fault or none, how many times the error that is allowed, what was executed.
+
+    Args:
+        trial: to run.
+        change: of the PTX of each kernel.
+        keep: file for the results.
+    """
     torch.set_float32_matmul_precision(trial.precision)
-    torch.manual_seed(FIRST_SEED)
-    case: Case = draw(device=torch.device("cpu"), **trial.draw)
-    gradients = case.output_gradients()
-
-    def results(case: Case, backend: str) -> dict[str, Tensor]:
-        return step(case, backend, gradients) if trial.backward else case.run(backend)
-
+    case = trial.case()
     fault: FaultError | None = None
     found: dict[str, Tensor] = {}
-    with executed(trial.arch, change) as execution, torch.set_grad_enabled(trial.backward):
+    with executed(trial.arch, change) as execution:
         try:
-            found = results(case, "triton")
+            found = trial.results(case, "triton")
         except FaultError as error:
             fault = error
-        plain = results(_as_exact(case, trial), "torch")
-    oracle = results(case.changed(Tensor.double, torch.float64), "torch")
-    shares = {name: _share(result, plain[name].to(result.dtype), oracle[name]) for name, result in found.items()}
+        plain = trial.results(as_exact(case, trial), "torch")
+    oracle = trial.results(case.changed(Tensor.double, torch.float64), "torch")
+    if keep is not None:
+        torch.save({"found": found, "plain": plain, "oracle": oracle}, keep)
+    share, worst = largest(found, plain, oracle)
+    return {"fault": None if fault is None else str(fault), "share": share, "worst": worst, **_told(execution)}
+
+
+def _told(execution: Execution) -> dict[str, Any]:
     return {
-        "fault": None if fault is None else str(fault),
-        "share": max(shares.values(), default=0.0),
-        "worst": max(shares, key=lambda name: shares[name], default=""),
         "programs": dict(execution.programs),
+        "builds": sorted(execution.builds),
         "instructions": {name: dict(counts) for name, counts in execution.instructions.items()},
+        "traffic": {name: asdict(traffic) for name, traffic in execution.traffic.items()},
     }
 
 
-def _as_exact(case: Case, trial: Trial) -> Case:
+def code(trial: Trial) -> tuple[str, ...]:
+    """Hashes of the instructions of all kernels of a trial; none is executed."""
+    torch.set_float32_matmul_precision(trial.precision)
+    with executed(trial.arch, compile_only=True) as execution:
+        trial.results(trial.case(), "triton")
+    return tuple(execution.code)
+
+
+def as_exact(case: Case, trial: Trial) -> Case:
     """What a CPU can compute as exactly as is asked for: for TF32, which it has not, float16 of as many bits."""
     return case.changed(Tensor.half, torch.float16) if trial.precision == "high" else case
 
 
+def largest(found: dict[str, Tensor], plain: dict[str, Tensor], oracle: dict[str, Tensor]) -> tuple[float, str]:
+    """How many times what is allowed the worst result's error is, by norm or its largest value, and which that is."""
+    shares = {name: _share(result, plain[name].to(result.dtype), oracle[name]) for name, result in found.items()}
+    worst = max(shares, key=lambda name: shares[name], default="")
+    return shares.get(worst, 0.0), worst
+
+
 def _share(result: Tensor, plain: Tensor, oracle: Tensor) -> float:
-    """How many times what is allowed the norm of the error is, or the largest error; see `support.judging`."""
     compared = (result, plain, oracle)
     found = (*by_norm(*compared).values(), by_rule(*compared)["largest"])
     return max(share_of_allowed(error, limit) for error, limit in found)
 
 
-def planted(trial: Trial, kernels: str, most: int) -> dict[str, list[str]]:
-    """How each fault of a trial's kernels whose name begins with `kernels` is found, in up to `most` of its places.
+def told(names: Sequence[str], folder: Path | None = None) -> Iterator[dict[str, Any]]:
+    """What comes of trials; of one whose kernels are those of another, that they are."""
+    from support.execution.planting import planted
 
-    Returns:
-        For each fault a fault of the machine, "wrong" or "not found", place by place.
-    """
-    trial = replace(trial, backward="bwd" in kernels)
-    sources: dict[str, str] = {}
-
-    def note(name: str, ptx: str) -> str:
-        sources.setdefault(name, ptx)
-        return ptx
-
-    run(trial, note)
-    found: dict[str, list[str]] = {}
-    for name in (name for name in sources if name.startswith(kernels)):
-        for fault in PLANTED:
-            count = places(sources[name], fault)
-            for place in sorted({index * count // most for index in range(most)}) if count else ():
-                found.setdefault(f"{fault} in {name}", []).append(_outcome(trial, sources[name], fault, place))
-    return found
-
-
-def _outcome(trial: Trial, source: str, fault: str, place: int) -> str:
-    def change(name: str, ptx: str) -> str:
-        return plant(ptx, fault, place) if ptx == source else ptx
-
-    result = run(trial, change)
-    return result["fault"] or ("wrong" if result["share"] > 1 else "not found")
-
-
-def main(names: list[str]) -> None:
-    """Run trials by name, or with faults planted in a kernel."""
-    torch.set_num_threads(1)
+    known: dict[tuple[Any, ...], str] = {}
     for name in names:
         trial, *faults = name.split("/")
-        found = planted(TRIALS[trial], faults[0], int(faults[1])) if faults else run(TRIALS[trial])
-        sys.stdout.write(json.dumps({"name": name, "found": found}) + "\n")
+        if faults:
+            for one in planted(TRIALS[trial], faults[0], int(faults[1])):
+                yield {"name": trial, **one}
+            continue
+        wanted = replace(TRIALS[trial], arch=0)
+        key = (repr(wanted), code(TRIALS[trial]))
+        if key in known:
+            yield {"name": trial, "as": known[key]}
+        else:
+            known[key] = trial
+            yield {"name": trial, **run(TRIALS[trial], keep=None if folder is None else folder / f"{trial}.pt")}
+
+
+def main(names: Sequence[str]) -> None:
+    """Print what comes of trials by name, or with faults planted in a kernel."""
+    torch.set_num_threads(1)
+    folder = Path(names[0][1:]) if names and names[0].startswith("@") else None
+    for one in told(names[folder is not None :], folder):
+        sys.stdout.write(json.dumps(one) + "\n")
         sys.stdout.flush()
 
 

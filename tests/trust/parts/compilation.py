@@ -46,7 +46,7 @@ def run(full: bool, progress: Progress) -> Outcome:
 
 
 def judgements(arguments: Sequence[str], module: str = "trust.machine.compiling") -> Iterator[dict[str, Any]]:
-    """What a program prints, one object a line, as it comes; an end before its time is wrong."""
+    """What a program that compiles prints, one object a line, as it comes; an end before its time is wrong."""
     with tempfile.TemporaryDirectory() as cache, tempfile.TemporaryFile("w+") as errors:
         environment = {
             **os.environ,

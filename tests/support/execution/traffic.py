@@ -1,0 +1,63 @@
+"""What the requests of warps to memory take: passes over the banks of shared memory, and sectors of global memory.
+
+Shared memory has 32 banks of four bytes. A request of 16 bytes a lane is answered eight lanes at a time, of 8 bytes
+sixteen; in one pass a bank gives one word, to any number of lanes. Global memory is moved in sectors of 32 bytes.
+What tensor cores read by themselves is not counted: the swizzles of their operands have no conflicts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from support.execution.memory import Array
+
+LANES, BANKS, WORD, SECTOR = 32, 32, 4, 32
+
+
+@dataclass
+class Traffic:
+    """Counted so far, of all programs of a kernel.
+
+    Attributes:
+        shared_requests: of warps to shared memory.
+        shared_passes: that they take.
+        least_shared_passes: that they would take without conflicts between lanes for banks.
+        global_requests: of warps to global memory.
+        sectors: that they touch.
+        least_sectors: that would hold as many bytes.
+    """
+
+    shared_requests: int = 0
+    shared_passes: int = 0
+    least_shared_passes: int = 0
+    global_requests: int = 0
+    sectors: int = 0
+    least_sectors: int = 0
+
+    @property
+    def conflicts(self) -> int:
+        """Passes over the banks that only conflicts make."""
+        return self.shared_passes - self.least_shared_passes
+
+    def shared(self, places: Array, threads: Array, size: int) -> None:
+        """A request of `threads` for `size` bytes at each of `places`."""
+        words = max(1, size // WORD)
+        groups = threads // LANES * words + threads % LANES * words // LANES
+        word = np.unique((groups[:, None].astype(np.int64) << 32) + places[:, None] // WORD + np.arange(words))
+        used, group = np.unique(word >> 32, return_inverse=True)
+        in_banks = np.bincount(group * BANKS + (word & 0xFFFFFFFF) % BANKS, minlength=len(used) * BANKS)
+        self.shared_requests += len(np.unique(threads // LANES))
+        self.shared_passes += int(in_banks.reshape(-1, BANKS).max(1).sum())
+        self.least_shared_passes += int((-(-np.bincount(group) // BANKS)).sum())
+
+    def whole(self, places: Array, threads: Array, size: int) -> None:
+        """A request of `threads` for `size` bytes of global memory at each of `places`."""
+        warps = threads // LANES
+        numbers, warp = np.unique(warps, return_inverse=True)
+        first = places - places.min()
+        sectors = np.unique((warp.astype(np.int64) << 48) + (first + places.min() % SECTOR) // SECTOR)
+        asked = np.unique((warp.astype(np.int64) << 48) + first)
+        self.global_requests += len(numbers)
+        self.sectors += len(sectors)
+        self.least_sectors += int((-(-np.bincount(asked >> 48) * size // SECTOR)).sum())
