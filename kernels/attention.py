@@ -19,7 +19,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .rounding import dot
+from .rounding import dot, sum_of_products
 
 LOG2E = tl.constexpr(1.4426950408889634)
 
@@ -168,7 +168,7 @@ def axis_attention_fwd_kernel(
     cls_k = load_vector(cls_k_ptr, offs_d, cls_k_strides[2], HEAD_DIM, 0.0)
     cls_v = load_vector(cls_v_ptr, offs_d, cls_v_strides[2], HEAD_DIM, 0.0)
     # (BLOCK_Q,)
-    largest = tl.sum(q.to(tl.float32) * cls_k[None, :], 1)
+    largest = sum_of_products(q.to(tl.float32), cls_k[None, :], 1)
     total = tl.full((BLOCK_Q,), 1.0, tl.float32)
     # (BLOCK_Q, BLOCK_D)
     acc = tl.zeros((BLOCK_Q, BLOCK_D), tl.float32) + cls_v[None, :]

@@ -34,7 +34,7 @@ import triton
 import triton.language as tl
 
 from .normalization import load_tokens, standardize, standardize_backward, store_tokens
-from .rounding import dot
+from .rounding import dot, sum_of_products
 
 
 @triton.jit
@@ -100,7 +100,7 @@ def class_attention_fwd_kernel(
     cls_ptrs = cls_ptr + sample * cls_strides[0] + offs_d * cls_strides[1]
     cls_hat = tl.load(cls_ptrs, mask=offs_d < WIDTH, other=0.0).to(tl.float32)
     # (BLOCK_H,)
-    highest = tl.sum(query * cls_hat[None, :], 1)
+    highest = sum_of_products(query, cls_hat[None, :], 1)
     total = tl.full((BLOCK_H,), 1.0, tl.float32)
     # (BLOCK_H, BLOCK_D)
     attended = tl.zeros((BLOCK_H, BLOCK_D), tl.float32) + cls_hat[None, :]
@@ -170,7 +170,7 @@ def class_key_bwd_kernel(
     # (BLOCK_H, BLOCK_D)
     query = load_tokens(query_ptr, offs_h * query_strides[1], offs_d, query_strides[2], mask_h, WIDTH)
     # (BLOCK_H,)
-    scores = tl.sum(query * cls_hat[None, :], 1)
+    scores = sum_of_products(query, cls_hat[None, :], 1)
     grad_scores_sum = tl.zeros((BLOCK_H,), tl.float32)
     for step in range(tl.minimum(ROWS, rows - first)):
         row = (first + step).to(tl.int64)
@@ -182,11 +182,11 @@ def class_key_bwd_kernel(
         grad_attended = load_tokens(grad_attended_ptr, offs_grad, offs_d, grad_attended_strides[3], mask_h, WIDTH)
         attended = load_tokens(attended_ptr, offs_attended, offs_d, attended_strides[3], mask_h, WIDTH)
         # (BLOCK_H,)
-        delta = tl.sum(grad_attended * attended, 1)
+        delta = sum_of_products(grad_attended, attended, 1)
         tl.store(delta_ptr + (sample * rows + row) * heads + offs_h, delta, mask=mask_h)
         highest, total = load_statistics(statistics_ptr, sample, row, offs_h, statistics_strides, mask_h)
         probability = tl.exp(scores - highest) / total
-        grad_scores = probability * tl.sum(grad_attended * (cls_hat[None, :] - attended), 1)
+        grad_scores = probability * sum_of_products(grad_attended, cls_hat[None, :] - attended, 1)
         grad_scores_sum += grad_scores
         # (BLOCK_D,)
         grad_cls += tl.sum(probability[:, None] * grad_attended + grad_scores[:, None] * query, 0)

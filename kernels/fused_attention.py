@@ -19,7 +19,7 @@ from torch import Tensor
 
 from . import launch
 from .attention import LOG2E, load_tile, load_vector, store_tile
-from .rounding import dot
+from .rounding import dot, sum_of_products
 
 MOST_KEYS = 128
 
@@ -98,7 +98,7 @@ def fused_attention_fwd_kernel(
             keys = load_tile(hat_ptr, offs_k, offs_c, hat_strides[2], hat_strides[3], LENGTH, DIM, EVEN_K)
             scores = dot(query, tl.trans(keys), scores, input_precision=INPUT_PRECISION)
             cls_key = load_vector(cls_hat_ptr, offs_c, cls_hat_strides[1], DIM, 0.0)
-            cls_scores += tl.sum(query.to(tl.float32) * cls_key[None, :], 1)
+            cls_scores += sum_of_products(query.to(tl.float32), cls_key[None, :], 1)
         if LENGTH != BLOCK_K:
             scores = tl.where((offs_k < LENGTH)[None, :], scores, float("-inf"))
         # (BLOCK_Q,)

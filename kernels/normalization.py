@@ -27,6 +27,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launch
+from .rounding import sum_of_products
 
 
 @triton.jit
@@ -55,7 +56,7 @@ def store_tokens(ptr, tile, offsets, offs_d, stride_d, mask_m, WIDTH: tl.constex
 def standardize(y, offs_d, eps, WIDTH: tl.constexpr):
     """The tokens `y` normalized, zero beyond `WIDTH`, and their factors r."""
     centred = tl.where((offs_d < WIDTH)[None, :], y - (tl.sum(y, 1) / WIDTH)[:, None], 0.0)
-    variance = tl.sum(centred * centred, 1) / WIDTH
+    variance = sum_of_products(centred, centred, 1) / WIDTH
     # variance - variance is zero, or NaN where the variance is infinite
     r = tl.rsqrt(variance + eps + (variance - variance))
     return centred * r[:, None], r
@@ -65,7 +66,7 @@ def standardize(y, offs_d, eps, WIDTH: tl.constexpr):
 def standardize_backward(grad_hat, hat, r, WIDTH: tl.constexpr):
     """The gradient of tokens from that of the tokens normalized, which is zero beyond `WIDTH`."""
     mean = tl.sum(grad_hat, 1) / WIDTH
-    slope = tl.sum(grad_hat * hat, 1) / WIDTH
+    slope = sum_of_products(grad_hat, hat, 1) / WIDTH
     return r[:, None] * (grad_hat - mean[:, None] - hat * slope[:, None])
 
 

@@ -3,7 +3,8 @@
 A product that is added to a sum is contracted with it, not rounded between. Where the lanes of a warp exchange what
 they add up, each would add its own product, not rounded, to its neighbour's rounded one: what shall be one sum would
 differ in its last bit, and which is stored a matter of chance. In `a b + 0` the product is rounded, and nothing
-is left to contract. It stands where the compiler is seen to do that; `make trust` looks for it in every build.
+is left to contract. So is every sum of products; elsewhere it stands where the compiler is seen to contract: `make
+trust` looks for it in every build.
 
 Tensor cores drop the 13 last bits of float32 operands in TF32, as users of Triton report (triton-lang/triton#4574).
 Rounded to the nearest before, the operands err by half as much at most, and no longer towards zero.

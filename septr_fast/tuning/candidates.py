@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from septr_fast.kernels.launch import Config
@@ -23,14 +23,15 @@ OF_PASSES = ("chunk", "attention_form")
 """Choices that are no kernel's: they have tiles alone, and are measured on whole passes."""
 
 
-def neighbours(config: Config, width: int = 1) -> Iterator[Config]:
+def neighbours(config: Config, width: int = 1, stages: Sequence[int] = STAGES) -> Iterator[Config]:
     """Configurations with one tile, the warps or the stages of `config` one step up or down.
 
     Args:
         config: where to start.
         width: features of a tile; where so many rows of them fill the registers, compiling takes minutes.
+        stages: that may be tried.
     """
-    return (one for one in _beside_each(config) if _fits(one, width))
+    return (one for one in _beside_each(config, stages) if _fits(one, width))
 
 
 def _fits(config: Config, width: int) -> bool:
@@ -38,15 +39,15 @@ def _fits(config: Config, width: int) -> bool:
     return rows * width <= MOST_ACCUMULATED * 32 * config.warps
 
 
-def _beside_each(config: Config) -> Iterator[Config]:
+def _beside_each(config: Config, stages: Sequence[int]) -> Iterator[Config]:
     for tiles in _tiles(config.tiles):
         yield replace(config, tiles=tiles)
     if config.tiles.keys() & {"MIB", "FUSED"}:
         return
     for warps in _beside(config.warps, WARPS):
         yield replace(config, warps=warps)
-    for stages in _beside(config.stages, STAGES):
-        yield replace(config, stages=stages)
+    for count in _beside(config.stages, stages):
+        yield replace(config, stages=count)
 
 
 def _tiles(tiles: Mapping[str, int]) -> Iterator[dict[str, int]]:
@@ -60,7 +61,7 @@ def _tiles(tiles: Mapping[str, int]) -> Iterator[dict[str, int]]:
                 yield {**tiles, name: other}
 
 
-def _beside(value: int, values: tuple[int, ...]) -> list[int]:
+def _beside(value: int, values: Sequence[int]) -> list[int]:
     """The next value above and below `value`."""
     above, below = ([other for other in values if other > value], [other for other in values if other < value])
     return above[:1] + below[-1:]

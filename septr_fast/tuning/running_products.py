@@ -162,15 +162,16 @@ def _registers(one: Instruction) -> tuple[int, int]:
     operands = one.operands
     if one.name not in _NO_RESULT and len(operands) > 1 and _PREDICATE.match(operands[0]):
         operands = operands[1:]
-    width, wide = _width(one), 2 if "WIDE" in one.suffixes else 1
+    width, sources = _width(one), len(operands) - 1
     has_result = one.name not in _NO_RESULT and bool(operands) and bool(_REGISTER.match(operands[0]))
     written = _bits(operands[0], width) if has_result else 0
     read = 0
     for place, operand in enumerate(operands[1:] if has_result else operands):
         stored = one.name in _NO_RESULT and place > 0 and _REGISTER.match(operand)
-        size = width if stored else 2 if ".64" in operand else wide
+        added = "WIDE" in one.suffixes and place == sources - 1
+        whole = width if stored else 2 if added or ".64" in operand else 1
         for number in _REGISTER.findall(operand):
-            read |= _range(int(number), size if _REGISTER.match(operand) or ".64" in operand else 1)
+            read |= _range(int(number), whole)
     return written, read
 
 

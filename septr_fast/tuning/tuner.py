@@ -21,7 +21,7 @@ from torch import Tensor
 from septr_fast.kernels import launch
 from septr_fast.kernels.launch import Choice, Config, Launch
 from septr_fast.tuning.ahead import compile_ahead, sentence
-from septr_fast.tuning.candidates import OF_PASSES, neighbours
+from septr_fast.tuning.candidates import OF_PASSES, STAGES, neighbours
 from septr_fast.tuning.workloads import Workload
 
 FUSED = {"attention_form": Config({"FUSED": 1}, 1, 1)}
@@ -131,9 +131,11 @@ class Tuner:
         seconds = self._seconds(choice, shipped)
         found = Tuned(choice, shipped, shipped, seconds, seconds)
         seen = {self._fitted(choice, shipped)}
+        stages = (1,) if self.arch in launch.UNPIPELINED else STAGES
         while True:
             round_start = found.best
-            step = [config for config in neighbours(round_start, choice.width) if self._is_new(choice, config, seen)]
+            beside = neighbours(round_start, choice.width, stages)
+            step = [config for config in beside if self._is_new(choice, config, seen)]
             for config, reason in self._compiled(choice, step[: self.most - found.tried]):
                 if time.monotonic() > min(deadline, self.deadline):
                     return found

@@ -108,6 +108,19 @@ def test_every_architecture_has_tables(capability: int, tables: int, monkeypatch
     assert launch.SHARED_MEMORY.get(capability, 1 << 30) >= launch.SHARED_MEMORY[tables]
 
 
+@pytest.mark.parametrize(("capability", "most"), [(80, 2), (100, 1), (103, 1)])
+@pytest.mark.parametrize("tuned", [(), TABLES], ids=["shipped", "tuned"])
+def test_no_products_are_pipelined_where_that_goes_wrong(
+    capability: int, most: int, tuned: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: divmod(capability, 10))
+    monkeypatch.setattr(launch, "_sources", [lambda device: tuned])
+    monkeypatch.setattr(launch, "_tuned", {})
+    device = torch.device("cuda", 0)
+    found = [launch.choose(row.kernel, device, torch.bfloat16, row.width).stages for row in TABLES]
+    assert max(found) == most
+
+
 def test_narrow_model_is_that_of_the_benchmarks() -> None:
     assert MODELS["default"] == shapes.DEFAULT
     assert MODELS["head dim 64"] == shapes.IN_USE["ESC-50, narrow"]

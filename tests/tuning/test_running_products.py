@@ -54,6 +54,7 @@ BESIDE = "IMAD.WIDE R40, R41, 0x2, R42 ;"
         pytest.param("@P1 IADD3 R7, P2, R3, R2, RZ ;", id="an operand written where a predicate says so"),
         pytest.param("LDG.E.128 R4, desc[UR60][R10.64] ;", id="an operand loaded"),
         pytest.param("FADD R50, R31, R3 ;", id="the result read"),
+        pytest.param("IMAD.WIDE.U32 R124, R3, UR15, R23 ;", id="the result read as one of a pair"),
         pytest.param("SHFL.BFLY PT, R5, R60, 0x1, 0x1f ;", id="an operand written behind a predicate"),
         pytest.param("STG.E.128 desc[UR60][R10.64], R28 ;", id="the result stored"),
         pytest.param("HGMMA.64x16x16.F32.BF16 R48, R28, gdesc[UR8], R48, gsb0 ;", id="the result multiplied"),
@@ -69,6 +70,10 @@ def test_registers_of_a_running_product(line: str) -> None:
     [
         pytest.param("LDS.64 R22, [R9] ;", id="beside the result"),
         pytest.param("IADD3 R32, R4, R5, RZ ;", id="an operand read"),
+        pytest.param("IMAD.WIDE.U32 R124, R23, UR15, RZ ;", id="a factor beside the result"),
+        pytest.param(
+            "LDGSTS.E.BYPASS.128 [R7], desc[UR14][R22.64], !P0 ;", id="an address of a copy beside the result"
+        ),
         pytest.param("ISETP.GE.AND P0, PT, R3, RZ, PT ;", id="a comparison"),
         pytest.param("UMOV UR24, 0x40000040 ;", id="another kind of register"),
         pytest.param("HGMMA.64x16x16.F32.BF16 R24, R4, gdesc[UR8], R24, gsb0 ;", id="one product more"),

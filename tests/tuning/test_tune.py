@@ -146,6 +146,7 @@ def test_neighbours_differ_in_one_respect() -> None:
     found = [(*one.tiles.values(), one.warps, one.stages) for one in neighbours(config)]
     assert found == [(32, 8, 4, 1), (8, 8, 4, 1), (16, 16, 4, 1), (16, 8, 8, 1), (16, 8, 2, 1), (16, 8, 4, 2)]
     assert [one.tiles for one in neighbours(Config({"FUSED": 0}, 1, 1))] == [{"FUSED": 1}]
+    assert {one.stages for one in neighbours(config, stages=(1,))} == {1}
 
 
 def test_sums_stay_within_the_registers() -> None:

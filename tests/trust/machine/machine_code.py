@@ -138,6 +138,14 @@ def unsaid_precision(source: str, name: str) -> list[str]:
     return [f"{name}:{call.lineno}: {ast.unparse(call.func)} without input_precision" for call in unsaid]
 
 
+def plain_sums(source: str, name: str) -> list[str]:
+    """Sums of products in a module that a compiler may contract with what other lanes hold."""
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call) and node.args]
+    sums = [call for call in calls if ast.unparse(call.func) == "tl.sum" and isinstance(call.args[0], ast.BinOp)]
+    found = [call for call in sums if isinstance(call.args[0].op, ast.Mult)]  # type: ignore[attr-defined]
+    return [f"{name}:{call.lineno}: {ast.unparse(call)}, not by sum_of_products" for call in found]
+
+
 def _products(ttir: str, asked: Asked) -> Iterator[str]:
     found = list(_DOT.finditer(ttir))
     if len(found) != ttir.count("tt.dot"):

@@ -18,8 +18,9 @@ from trust.outcome import Outcome, Progress
 NAME = "compilation"
 WHAT = (
     "Every kernel as shipped, for sm_80, 86, 89, 90, 100 and 120 in bfloat16, float16, float32 and TF32, compiled once "
-    "for its content: registers, shared and tensor memory, tensor cores; precision and contraction as told at every "
-    "launch, and as they are in the code of every product and of all arithmetic in it."
+    "for its content, some for misaligned tensors and for strides of 64 bits: registers, shared and tensor memory, "
+    "tensor cores; precision and contraction as told at every launch, and as they are in the code of every product "
+    "and of all arithmetic in it."
 )
 CANNOT = "Whether the compiler's code is right and how it runs: nothing of it was executed."
 
@@ -84,10 +85,13 @@ def figures(kernels: Sequence[dict[str, Any]], recorded: dict[str, Any]) -> dict
         "products in their code": sum(kernel["code"]["products"] for kernel in sound),
         "most registers of a thread": max((kernel["registers"] for kernel in sound), default=0),
         "instructions that spill registers": sum(kernel["spills"] for kernel in sound),
+        "instructions that use registers of running products": sum(kernel["touched"] for kernel in sound),
+        "stores to shared memory beside running products": sum(kernel["stores_beside"] for kernel in sound),
         "most bytes of shared memory": max((kernel["shared_memory"] for kernel in sound), default=0),
         "most columns of tensor memory": max((kernel["tensor_memory"] for kernel in sound), default=0),
         "compiled with contraction and without": len(both),
         "multiply-adds in these, with and without": ", ".join(f"{yes} and {no}" for yes, no in both),
+        "of these for misaligned tensors, and for strides of 64 bits": _varied(kernels),
         "kernels by dtype and architecture": _table(kernels),
         "in the assembly code, by kernel": list(_by_kernel(sound)),
         "inexact instructions in the assembly code": dict(sorted(approximate.items())),
@@ -96,6 +100,11 @@ def figures(kernels: Sequence[dict[str, Any]], recorded: dict[str, Any]) -> dict
 
 def _cases(kernels: Iterable[dict[str, Any]]) -> set[tuple[str, str, int]]:
     return {(kernel["model"], kernel["dtype"], kernel["arch"]) for kernel in kernels}
+
+
+def _varied(kernels: Sequence[dict[str, Any]]) -> str:
+    counted = [sum(kernel["model"].endswith(form) for kernel in kernels) for form in ("misaligned", "far apart")]
+    return " and ".join(map(str, counted))
 
 
 def _table(kernels: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

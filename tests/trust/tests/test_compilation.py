@@ -144,6 +144,11 @@ def test_a_product_that_leaves_its_precision_open_is_found() -> None:
     assert machine_code.unsaid_precision(source, "kernel.py") == ["kernel.py:2: tl.dot without input_precision"]
 
 
+def test_sums_of_products_are_told_by_their_source() -> None:
+    source = "a = tl.sum(x * y, 1)\nb = tl.sum(x, 1) * y\nc = sum_of_products(x, y, 1)\n"
+    assert machine_code.plain_sums(source, "kernel.py") == ["kernel.py:1: tl.sum(x * y, 1), not by sum_of_products"]
+
+
 def test_a_program_that_ends_before_its_time_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "false")
     (told,) = compilation.judgements(["short"])
