@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 from triton.backends.nvidia import compiler
 
+from septr_fast.commands import info
 from septr_fast.tuning import assemblers
 
 
@@ -35,6 +36,13 @@ def test_the_assembler_here() -> None:
         assert "triton#11781; not from CUDA 13.3 on" in others[0]
         assert "TRITON_PTXAS_PATH" in others[-1]
     assert assemblers.described(80) == [f"ptxas {assemblers.version(80)}"]
+
+
+def test_info_names_it() -> None:
+    first, *faults = info.assembler(90)
+    assert first == f"  assembler        ptxas {assemblers.version(90)}"
+    assert [line.strip() for line in faults] == assemblers.described(90)[1:]
+    assert info.assembler(None) == []
 
 
 def test_no_assembler(monkeypatch: pytest.MonkeyPatch) -> None:
