@@ -49,7 +49,15 @@ def test_what_is_wrong_with_a_trial(one: dict[str, Any], wrong: str | None) -> N
 
 
 def fault(kernel: str = "mlp_fwd_wide", found: str = "wrong", **changes: Any) -> dict[str, Any]:
-    return {"kernel": kernel, "fault": "an exponential dropped", "place": 0, "of": 3, "found": found, **changes}
+    return {
+        "kernel": kernel,
+        "fault": "an exponential dropped",
+        "place": 0,
+        "of": 3,
+        "found": found,
+        "same": False,
+        **changes,
+    }
 
 
 def test_planted_faults_that_are_missed() -> None:
@@ -58,6 +66,7 @@ def test_planted_faults_that_are_missed() -> None:
     assert execution.missed([*[fault()] * 20, fault(found="not found")]) == []
     (unexplained,) = execution.missed([*[fault()] * 20, fault("normalize", found="not found")])
     assert unexplained == "normalize, place 0 of 3: an exponential dropped, and it was not found"
+    assert execution.missed([*[fault()] * 20, fault("normalize", found="not found", same=True)]) == []
     assert "3 of 23" in execution.missed([*[fault()] * 20, *[fault(found="not found")] * 3])[-1]
 
 

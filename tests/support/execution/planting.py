@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import torch
 from support.execution.trials import Trial, run
+from torch import Tensor
 
 FAULTS: dict[str, tuple[str, str]] = {
     "a barrier dropped": (r"\n\s*bar\.sync[^\n]*", ""),
@@ -51,28 +53,34 @@ def plant(ptx: str, fault: str, place: int) -> str:
 def planted(trial: Trial, kernels: str, most: int) -> Iterator[dict[str, Any]]:
     """How each fault of a trial's kernels whose name begins with `kernels` is found, in up to `most` of its places.
 
+    Gradients are taken where the kernels make them, or something for them.
+
     Returns:
-        One by one the kernel, the fault, its place, of how many, and a fault of the machine, "wrong" or "not found".
+        One by one the kernel, the fault, its place, of how many, and how it is found: a fault of the machine, "wrong",
+        or "not found"; where not, whether any bit of the results is another.
     """
-    trial = replace(trial, backward="bwd" in kernels)
+    trial = replace(trial, backward=trial.backward and ("bwd" in kernels or "attention" in kernels))
     sources: dict[str, str] = {}
 
     def note(name: str, ptx: str) -> str:
         sources.setdefault(name, ptx)
         return ptx
 
-    run(trial, note)
+    sound: dict[str, Any] = {}
+    run(trial, note, sound)
     for name in (name for name in sources if name.startswith(kernels)):
         for fault in FAULTS:
             count = places(sources[name], fault)
             for place in sorted({(2 * index + 1) * count // (2 * most) for index in range(most)}) if count else ():
-                found = _outcome(trial, sources[name], fault, place)
-                yield {"kernel": name, "fault": fault, "place": place, "of": count, "found": found}
+                found, same = _outcome(trial, sources[name], fault, place, sound["found"])
+                yield {"kernel": name, "fault": fault, "place": place, "of": count, "found": found, "same": same}
 
 
-def _outcome(trial: Trial, source: str, fault: str, place: int) -> str:
+def _outcome(trial: Trial, source: str, fault: str, place: int, sound: dict[str, Tensor]) -> tuple[str, bool]:
     def change(name: str, ptx: str) -> str:
         return plant(ptx, fault, place) if ptx == source else ptx
 
-    result = run(trial, change)
-    return result["fault"] or ("wrong" if not result["share"] <= 1 else "not found")
+    kept: dict[str, Any] = {}
+    result = run(trial, change, kept)
+    same = all(torch.equal(x, sound[name]) for name, x in kept["found"].items()) and not result["fault"]
+    return result["fault"] or ("wrong" if not result["share"] <= 1 else "not found"), same
