@@ -118,7 +118,7 @@ def missed(planted: Sequence[dict[str, Any]]) -> list[str]:
 def _from_interpreter(name: str, folder: Path) -> tuple[float, str]:
     """How far, over what is allowed, executed results are from those of Triton's interpreter, and which is farthest."""
     trial = trials.TRIALS[name]
-    kept = torch.load(folder / f"{name}.pt")
+    kept = torch.load(folder / f"{name}.pt", weights_only=True)
     with _precision(trial.precision), mock.patch.object(launch, "architecture", return_value=trial.arch):
         interpreted = trial.results(trial.case(), "triton")
     os.remove(folder / f"{name}.pt")
