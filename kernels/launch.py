@@ -28,7 +28,7 @@ UNCHAINED = (100,)
 """Where no loop adds two products to one accumulator: Triton 3.6 to 3.8 may compile that wrongly for tcgen05."""
 
 UNPIPELINED = (100,)
-"""Where no loop of products is pipelined: such loops are reported to change from run to run (triton#9871, #10590)."""
+"""Where no loop of products on tensor cores is pipelined: others' change from run to run (triton#9871, #10590)."""
 
 UNKNOWN = 86
 """Whose tables serve every other architecture: they need the least shared memory."""
@@ -139,7 +139,7 @@ def lookup(name: str, arch: int, itemsize: int, width: int) -> Config:
     for row in TABLES:
         serves = row.kernel == name and arch in row.archs and itemsize <= row.itemsize and width <= row.width
         if serves:
-            return _config(row, arch)
+            return _config(row, arch, itemsize)
     raise LookupError(f"no launch configuration of {name} for sm_{arch}, {itemsize} bytes per value, {width} features")
 
 
@@ -151,12 +151,13 @@ def _lookup_tuned(choice: Choice, device: torch.device) -> Config | None:
         _tuned[device] = _sources[-1](device)
     for row in _tuned[device]:
         if (row.kernel, row.itemsize) == (choice.name, choice.itemsize) and _tile(row.width) == _tile(choice.width):
-            return _config(row, architecture(device))
+            return _config(row, architecture(device), choice.itemsize)
     return None
 
 
-def _config(row: Row, arch: int) -> Config:
-    return Config(row.tiles, row.warps, 1 if arch in UNPIPELINED else row.stages)
+def _config(row: Row, arch: int, itemsize: int) -> Config:
+    on_tensor_cores = itemsize < 4 or input_precision() != "ieee"
+    return Config(row.tiles, row.warps, 1 if arch in UNPIPELINED and on_tensor_cores else row.stages)
 
 
 def fit(config: Config, **sizes: int) -> Config:

@@ -96,7 +96,8 @@ ATTENTION: tuple[Row, ...] = (
 NORMALIZATION: tuple[Row, ...] = (
     Row("normalize", ALL, 4, 64, {"BLOCK_M": 64}, 4, 1),
     Row("normalize", ALL, 4, 256, {"BLOCK_M": 16}, 4, 1),
-    Row("normalize_bwd", ALL, 4, 64, {"BLOCK_L": 32, "SEQUENCES": 16}, 4, 1),
+    Row("normalize_bwd", LARGE, 4, 64, {"BLOCK_L": 32, "SEQUENCES": 16}, 4, 1),
+    Row("normalize_bwd", ALL, 4, 64, {"BLOCK_L": 32, "SEQUENCES": 16}, 8, 1),
     Row("normalize_bwd", ALL, 4, 256, {"BLOCK_L": 8, "SEQUENCES": 16}, 4, 1),
 )
 

@@ -120,6 +120,8 @@ def test_no_products_are_pipelined_where_that_goes_wrong(
     device = torch.device("cuda", 0)
     found = [launch.choose(row.kernel, device, torch.bfloat16, row.width).stages for row in TABLES]
     assert max(found) == most
+    exact = [launch.choose(row.kernel, device, torch.float32, row.width).stages for row in TABLES if row.itemsize == 4]
+    assert max(exact) == 2, "IEEE float32 takes no tensor cores"
 
 
 def test_narrow_model_is_that_of_the_benchmarks() -> None:
