@@ -34,6 +34,8 @@ class Paths:
 
 
 PATHS = Paths()
+WRONG_SHOWN = 4
+"""Of a part that the page shows."""
 
 HEAD = """# Trust
 
@@ -143,7 +145,8 @@ def _origin(measured: dict[str, Any]) -> str:
 def _section(record: dict[str, Any], tables: str) -> str:
     parts = [f"## {record['part']}", f"{record.get('what', '')} Not found by it: {record.get('cannot', '')}"]
     if record["wrong"]:
-        parts.append("\n".join(["Wrong:", "", *(f"- {line}" for line in record["wrong"])]))
+        told, rest = record["wrong"][:WRONG_SHOWN], len(record["wrong"]) - WRONG_SHOWN
+        parts.append(f"Wrong: {'; '.join([*told, *([f'{rest} more, in trust.json'] if rest > 0 else [])])}.")
     figures = [f"{name}: {_cell(value)}" for name, value in record["figures"].items() if not _is_long(value)]
     linked = [f"[{name[len(record['part']) + 1 : -4]}]({tables}/{name})" for name in _tables(record)]
     lines = [*([f"{'; '.join(figures)}."] if figures else []), *([f"Tables: {', '.join(linked)}."] if linked else [])]

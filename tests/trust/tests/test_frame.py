@@ -111,7 +111,7 @@ def test_page(tmp_path: Path) -> None:
     page.keep(RECORD, kept)
     text = kept.page.read_text(encoding="utf-8")
     assert "1,007 cases in 2 parts, 1 wrong." in text
-    assert "- a wrong case" in text
+    assert "Wrong: a wrong case." in text
     assert "Something. Not found by it: The rest." in text
     assert "races between" in text
     assert "places: 12,345; ratio: 1.23.\n" in text
