@@ -19,19 +19,19 @@ from septr_fast import reference
 from septr_fast.algebra.fold import Tokens, fold
 from septr_fast.algebra.fold_cache import FoldCache
 from septr_fast.algebra.folded import NO_DROPOUT, Folded
-from septr_fast.algebra.plan import FORMULATIONS, WRITTEN, Step, TransformerShape, choose
-from septr_fast.algebra.reading import is_hooked, read_dropout, why_not_linear, why_written
+from septr_fast.algebra.plan import WRITTEN, Step, TransformerShape, choose, per_transformer
+from septr_fast.algebra.reading import is_hooked, read_dropout, read_widths, why_not_linear, why_written
 from septr_fast.loading import as_a_whole
 from septr_fast.passes import backend as backends
 from septr_fast.passes import dispatch
-from septr_fast.passes.inputs import autocasts, check_input, check_placement, tensors_below
+from septr_fast.passes.inputs import autocasts, check_input, check_placement, differentiates, tensors_below
 from septr_fast.passes.lengths import Lengths, clear
 from septr_fast.passes.lengths import read as read_lengths
 from septr_fast.passes.observers import records
 from septr_fast.passes.settings import Settings
-from septr_fast.passes.torch.linear import call
+from septr_fast.passes.torch.linear import call, is_plain
 from septr_fast.passes.written import written_pass
-from septr_fast.reference import Attention, FeedForward, Transformer, size_pair
+from septr_fast.reference import Transformer, size_pair
 from septr_fast.resizing import resize_table
 
 Size = int | tuple[int, int] | list[int]
@@ -225,30 +225,20 @@ class SepTrBlock(reference.SepTrBlock):
         height, width = self.pos_embedding_h.shape[2] - 1, self.pos_embedding_w.shape[2] - 1
         steps = []
         for position, (axis, transformer, _) in enumerate(self._order()):
-            heads, dim_head, mlp_dim = self._widths(transformer, position)
+            widths = read_widths(transformer) or self._steps[False, False][position].shape.widths
             shape = TransformerShape(
                 axis=axis,
                 rows=width if axis == "height" else height,
                 length=height if axis == "height" else width,
                 dim=self.dim,
-                heads=heads,
-                dim_head=dim_head,
-                mlp_dim=mlp_dim,
+                heads=widths[0],
+                dim_head=widths[1],
+                mlp_dim=widths[2],
                 channels=self.channels if self.project and position == 0 and shared_cls_token else None,
                 last=last and position == 1,
             )
             steps.append(Step(f"{name}, {axis}", shape, choose(shape, self.formulation[position])))
         return steps[0], steps[1]
-
-    def _widths(self, transformer: nn.Module, position: int) -> tuple[int, int, int]:
-        """Heads, their width and that of the hidden layer; what was planned where they cannot be read."""
-        try:
-            attention, mlp = (sublayer.fn for sublayer in cast(Transformer, transformer).sublayers)
-            hidden = cast(nn.Linear, cast(FeedForward, mlp).net[0])
-            return cast(Attention, attention).heads, cast(Attention, attention).dim_head, hidden.out_features
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError):
-            shape = self._steps[False, False][position].shape
-            return shape.heads, shape.dim_head, shape.mlp_dim
 
     def possible(self, steps: Sequence[Step]) -> list[Step]:
         """`steps` but for what the modules do not allow as they are now: those run as written, or less folded."""
@@ -277,6 +267,8 @@ class SepTrBlock(reference.SepTrBlock):
         lengths: Lengths | None = None,
         observe: Observer | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        compared: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Run both transformers as planned.
 
@@ -287,6 +279,7 @@ class SepTrBlock(reference.SepTrBlock):
             lengths: valid tokens of each sample; None for all.
             observe: called with what enters each transformer; not with a low-rank step, whose grid holds pixels.
             dtype: of the products; None for that of autocast, or of the parameters.
+            compared: whether a comparison of what `kept` gives was asked for.
 
         Returns:
             The grid `(batch, height, width, dim)` (as it came in to a class-only pass, which makes
@@ -303,7 +296,7 @@ class SepTrBlock(reference.SepTrBlock):
             grid = call(self.projection, grid)
         owned = self.project
         with torch.autocast(device_type, enabled=False) if autocast else nullcontext():
-            folded = self._folded(steps, cls_token, compute_dtype)
+            folded = self._folded(steps, cls_token, compute_dtype, compared)
             cls_token = cls_token.expand(grid.shape[0], -1)
             for (axis, transformer, pos_embedding), step, weights in zip(self._order(), steps, folded, strict=True):
                 positions = pos_embedding[0, 0]
@@ -347,7 +340,29 @@ class SepTrBlock(reference.SepTrBlock):
         along_width = ("width", self.transformer_w, self.pos_embedding_w)
         return [along_height, along_width] if self.first_axis == "height" else [along_width, along_height]
 
-    def _folded(self, steps: Sequence[Step], cls_token: Tensor, dtype: torch.dtype) -> list[Folded | None]:
+    def kept(self, cls_token: Tensor, shared_cls_token: bool, last: bool) -> tuple[FoldCache[Any], list[Tensor]] | None:
+        """Where folded weights are kept, and what they are made of; arguments are those of `transform` and `steps`.
+
+        None where none are kept, where other code than this package's runs, or where dropout draws: then a pass must
+        not be run twice.
+        """
+        steps = self.possible(self.planned(shared_cls_token=shared_cls_token, last=last))
+        own = is_plain(self.projection) or not (self.project or is_hooked(self.projection))
+        if not own or any(step.formulation == WRITTEN for step in steps):
+            return None
+        if any(read_dropout(transformer) != NO_DROPOUT for _, transformer, _ in self._order()):
+            return None
+        parameters = self._sources(steps, cls_token)
+        return None if differentiates(*parameters) else (self._cache, parameters)
+
+    def _sources(self, steps: Sequence[Step], cls_token: Tensor) -> list[Tensor]:
+        """What folded weights are made of."""
+        low_rank = any(step.formulation == "low-rank" for step in steps)
+        return [*tensors_below(self), *([cls_token] if low_rank else [])]
+
+    def _folded(
+        self, steps: Sequence[Step], cls_token: Tensor, dtype: torch.dtype, compared: bool
+    ) -> list[Folded | None]:
         """The weights of both transformers as `steps` need them, for products in `dtype`; None where one is called.
 
         They are part of the graph where gradients can reach the parameters, otherwise kept across calls.
@@ -364,31 +379,16 @@ class SepTrBlock(reference.SepTrBlock):
 
         if records() or cls_token.is_meta:
             return folded()
-        parameters = [*tensors_below(self), *([cls_token] if "low-rank" in formulations else [])]
-        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters):
+        parameters = self._sources(steps, cls_token)
+        if differentiates(*parameters):
             return folded()
         read = [entry[1] for entry, step in zip(self._order(), steps, strict=True) if step.formulation != WRITTEN]
         norms = [sublayer.norm for transformer in read for sublayer in transformer.sublayers]
-        return self._cache.get((formulations, dtype, *(norm.eps for norm in norms)), parameters, folded)
+        key = (formulations, dtype, *(norm.eps for norm in norms))
+        return self._cache.get(key, parameters, folded, compared=compared)
 
     def _tokens(self, formulation: str, cls_token: Tensor, positions: Tensor) -> Tokens | None:
         """What the tokens of a low-rank transformer are made of; None for other formulations."""
         if formulation != "low-rank":
             return None
         return Tokens(cast(nn.Linear, self.projection), cls_token[0], positions[0, 0])
-
-
-def per_transformer(formulation: str | Sequence[str | None] | None, transformers: int) -> tuple[str | None, ...]:
-    """One forced formulation, or None, for each transformer; raise `ValueError` for what cannot be."""
-    if formulation is not None and not isinstance(formulation, Sequence):
-        raise ValueError(f"formulation: expected a name or a list of them, got {formulation!r}")
-    each = [formulation] * transformers if formulation is None or isinstance(formulation, str) else list(formulation)
-    if len(each) != transformers:
-        raise ValueError(f"formulation: expected one name or {transformers}, got {len(each)}")
-    for position, name in enumerate(each):
-        if name is not None and name not in FORMULATIONS:
-            raise ValueError(f"formulation: expected one of {', '.join(FORMULATIONS)}, got {name!r}")
-        misplaced = (name == "low-rank" and position != 0) or (name == "class-only" and position != transformers - 1)
-        if misplaced and not isinstance(formulation, str):
-            raise ValueError(f"formulation: {name} is not possible for transformer {position} of {transformers}")
-    return tuple(each)

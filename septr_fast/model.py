@@ -9,22 +9,23 @@ so the model does neither.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from septr_fast import reference
-from septr_fast.algebra.plan import Plan, Step
-from septr_fast.block import SepTrBlock, Size, per_transformer
+from septr_fast.algebra.fold_cache import compare
+from septr_fast.algebra.plan import Plan, Step, per_transformer
+from septr_fast.block import SepTrBlock, Size
 from septr_fast.loading import as_a_whole
 from septr_fast.passes import backend as backends
 from septr_fast.passes.attention_maps import AttentionMaps, MapRecorder, check_queries
 from septr_fast.passes.inputs import check_input, check_placement
 from septr_fast.passes.lengths import Lengths, check_axis, clear, one_by_one
 from septr_fast.passes.observers import records
-from septr_fast.passes.torch.linear import call, is_plain
+from septr_fast.passes.torch.linear import call_head
 
 __all__ = ["AttentionMaps", "Features", "SepTr", "SepTrBlock", "SeparableTr", "Size"]
 
@@ -153,14 +154,10 @@ class SepTr(reference.SepTr):
             ValueError: where a shape or a length does not fit, with what was expected.
             TypeError: where dtypes or devices of input and parameters differ.
         """
-        entered = self._enter(x, lengths, lengths_axis)
+        entered = [self._enter(x, lengths, lengths_axis)]
         if self.batch_invariant and len(x) > 1:
-            alone = [self._enter(sample, length, lengths_axis) for sample, length in one_by_one(x, lengths)]
-            logits, cls_token = (
-                torch.cat(parts) for parts in zip(*(self._classify(*one) for one in alone), strict=True)
-            )
-        else:
-            logits, cls_token = self._classify(*entered)
+            entered = [self._enter(sample, length, lengths_axis) for sample, length in one_by_one(x, lengths)]
+        logits, cls_token = self._classify(entered)
         return (logits, cls_token) if self.return_cls else logits
 
     def forward_features(
@@ -276,13 +273,35 @@ class SepTr(reference.SepTr):
         check_input(self, x, first.features, first.input_size)
         return x, self.cls_token[0, 0], None if lengths is None else first.lengths(lengths, lengths_axis, x)
 
-    def _classify(self, x: Tensor, cls_token: Tensor, valid: Lengths | None) -> tuple[Tensor, Tensor]:
-        """Logits and class tokens of what `_enter` gives."""
-        cls_token = self._through(x, cls_token, valid)
-        return self._logits(cls_token), cls_token
+    def _classify(self, entered: Sequence[tuple[Tensor, Tensor, Lengths | None]]) -> tuple[Tensor, Tensor]:
+        """Logits and class tokens of all that `_enter` gave; a GPU has work while it compares weights that are kept."""
+        differ = self._compare()
+        cls_tokens = [self._through(*one, compared=differ is not None) for one in entered]
+        if differ is not None and differ():
+            cls_tokens = [self._through(*one) for one in entered]
+        if len(entered) == 1:
+            return call_head(self.fc, cls_tokens[0]), cls_tokens[0]
+        return torch.cat([call_head(self.fc, cls_token) for cls_token in cls_tokens]), torch.cat(cls_tokens)
+
+    def _compare(self) -> Callable[[], bool] | None:
+        """Ask whether parameters differ from what is kept of them; None where every block sees for itself.
+
+        So it does on a CPU, where gradients can reach a parameter, where dropout draws, and where other code may
+        change a parameter on the way or must not run twice.
+        """
+        if not self.cls_token.is_cuda or records() or any(self._why_called()):
+            return None
+        last, cls_token = len(self.blocks) - 1, self.cls_token[0, 0]
+        return compare(block.kept(cls_token, index == 0, index == last) for index, block in enumerate(self.blocks))
 
     def _through(
-        self, x: Tensor, cls_token: Tensor, valid: Lengths | None, features: list[Features] | None = None
+        self,
+        x: Tensor,
+        cls_token: Tensor,
+        valid: Lengths | None,
+        features: list[Features] | None = None,
+        *,
+        compared: bool = False,
     ) -> Tensor:
         """The class token `(batch, dim)` after all blocks; what each gives is added to `features`.
 
@@ -295,7 +314,7 @@ class SepTr(reference.SepTr):
             if called[index] is None:
                 grid = block.pixels(x, valid) if grid is None else grid
                 steps = block.planned(shared_cls_token=index == 0, last=last and features is None)
-                grid, cls_token = block.transform(grid, cls_token, steps, valid)
+                grid, cls_token = block.transform(grid, cls_token, steps, valid, compared=compared)
                 if features is not None or (not last and called[index + 1] is not None):
                     shown = grid if valid is None else clear(grid, valid)
                     x = block.upsample(shown.permute(0, 3, 1, 2))
@@ -305,12 +324,6 @@ class SepTr(reference.SepTr):
             if features is not None:
                 features.append(Features(x, cls_token))
         return cls_token
-
-    def _logits(self, cls_token: Tensor) -> Tensor:
-        """`fc`; without gradients on a CPU a sample at a time, since a product of several may round otherwise."""
-        if is_plain(self.fc) and cls_token.device.type == "cpu" and not torch.is_grad_enabled() and not records():
-            return torch.cat([self.fc(one) for one in cls_token.split(1)])
-        return call(self.fc, cls_token)
 
     def plan(self) -> Plan:
         """The formulation of every transformer and what it costs; `print` it for a table.

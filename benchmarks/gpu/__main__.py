@@ -128,7 +128,7 @@ class Stage:
 
     def add(self, found: dict[str, Any]) -> None:
         """Put what is found into the content, with what is left out so far and the time taken."""
-        seconds = round(time.monotonic() - self.start, 1)
+        seconds = round(time.monotonic() - self.start, 3)
         self.content |= {**found, "left_out": self.budget.left_out, "seconds": seconds}
 
 

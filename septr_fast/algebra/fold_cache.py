@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Folded = TypeVar("Folded")
 
@@ -16,19 +16,30 @@ class FoldCache(Generic[Folded]):
 
     A copy of the parameters is kept beside the result and compared with them at every call, so no way of
     changing a parameter goes unnoticed, `.data` and memory shared with other processes included. While a
-    CUDA graph is captured the weights are folded in the graph. Nothing is carried over by `copy.deepcopy`
-    or `pickle`.
+    CUDA graph is captured the weights are folded in the graph, and what one CUDA stream has folded serves no
+    other, which might not wait for it. Nothing is carried over by `copy.deepcopy` or `pickle`.
     """
 
     def __init__(self) -> None:
         self._entry: tuple[object, list[Tensor], Folded] | None = None
 
-    def get(self, key: object, parameters: Sequence[Tensor], fold: Callable[[], Folded]) -> Folded:
-        """The kept result of `fold` for `key` (hashable settings) and these `parameters`, or a new one."""
+    def get(
+        self, key: object, parameters: Sequence[Tensor], fold: Callable[[], Folded], *, compared: bool = False
+    ) -> Folded:
+        """The kept result of `fold` for `key` (hashable settings) and these `parameters`, or a new one.
+
+        Args:
+            key: settings.
+            parameters: that `fold` reads.
+            fold: makes what is kept.
+            compared: whether `compare` was asked about their values, so that it need not be done here.
+        """
         if _captures(parameters):
             return fold()
+        key = (key, _stream(parameters))
         entry = self._entry
-        if entry is not None and entry[0] == key and _same_values(entry[1], parameters):
+        fits = entry is not None and entry[0] == key and _same_kind(entry[1], parameters)
+        if entry is not None and fits and (compared or _same_values(entry[1], parameters)):
             return entry[2]
         with torch.inference_mode(False), torch.no_grad():
             kept = [parameter.detach().clone() for parameter in parameters]
@@ -43,18 +54,71 @@ class FoldCache(Generic[Folded]):
         return FoldCache, ()
 
 
+def compare(asked: Iterable[tuple[FoldCache[Any], Sequence[Tensor]] | None]) -> Callable[[], bool] | None:
+    """Ask a GPU once, without waiting, whether parameters differ from what caches have kept of them.
+
+    Args:
+        asked: caches with the parameters that each is going to be given; None for something that cannot be asked.
+
+    Returns:
+        What waits for the answer; None where it cannot be asked so, and each cache has to compare for itself.
+    """
+    kept, parameters = list[Tensor](), list[Tensor]()
+    for one in asked:
+        if one is None:
+            return None
+        cache, given = one
+        if cache._entry is not None and _same_kind(cache._entry[1], given):
+            kept += cache._entry[1]
+            parameters += given
+    if not _on_one_gpu(parameters) or _captures(parameters):
+        return None
+    return _sent(_differ(kept, parameters))
+
+
 def _captures(parameters: Sequence[Tensor]) -> bool:
     return any(parameter.is_cuda for parameter in parameters) and torch.cuda.is_current_stream_capturing()
 
 
-def _same_values(kept: Sequence[Tensor], parameters: Sequence[Tensor]) -> bool:
-    same_kind = len(kept) == len(parameters) and all(
+def _stream(parameters: Sequence[Tensor]) -> int | None:
+    """The stream that computes, of the first GPU that `parameters` are on."""
+    return next((torch.cuda.current_stream(x.device).cuda_stream for x in parameters if x.is_cuda), None)
+
+
+def _same_kind(kept: Sequence[Tensor], parameters: Sequence[Tensor]) -> bool:
+    return len(kept) == len(parameters) and all(
         (old.dtype, old.device, old.shape) == (new.dtype, new.device, new.shape)
         for old, new in zip(kept, parameters, strict=True)
     )
-    if not same_kind:
-        return False
-    if all(parameter.device.type == "cpu" for parameter in parameters):
-        return all(torch.equal(old, new) for old, new in zip(kept, parameters, strict=True))
-    differs = [(old != new).any() for old, new in zip(kept, parameters, strict=True)]
-    return not differs or not bool(torch.stack(differs).any())
+
+
+def _same_values(kept: list[Tensor], parameters: Sequence[Tensor]) -> bool:
+    if _on_one_gpu(parameters):
+        return not _sent(_differ(kept, list(parameters)))()
+    return all(torch.equal(old, new) for old, new in zip(kept, parameters, strict=True))
+
+
+def _on_one_gpu(parameters: Sequence[Tensor]) -> bool:
+    """Whether there are parameters, plain tensors of numbers on one CUDA device."""
+    plain = all(type(x) in (Tensor, nn.Parameter) and x.is_cuda and x.is_floating_point() for x in parameters)
+    return plain and len({x.device for x in parameters}) == 1
+
+
+@torch.no_grad()
+def _differ(kept: list[Tensor], parameters: list[Tensor]) -> Tensor:
+    """Whether some value differs or is NaN, on the device; a sum of magnitudes is zero where all of them are."""
+    sums = torch._foreach_norm(torch._foreach_sub(kept, parameters), 1)
+    return torch.stack(sums).ne(0).any()
+
+
+def _sent(answer: Tensor) -> Callable[[], bool]:
+    """Have `answer` copied from its GPU; what comes back waits for it, and for nothing that was asked later."""
+    here = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(answer, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record(torch.cuda.current_stream(answer.device))
+
+    def wait() -> bool:
+        arrived.synchronize()
+        return bool(here)
+
+    return wait

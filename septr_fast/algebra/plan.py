@@ -10,6 +10,7 @@ the statistics left out.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 FORMULATIONS = ("direct", "merged", "low-rank", "class-only")
@@ -49,9 +50,30 @@ class TransformerShape:
         return self.length + 1
 
     @property
+    def widths(self) -> tuple[int, int, int]:
+        """Heads, their width and that of the hidden layer."""
+        return self.heads, self.dim_head, self.mlp_dim
+
+    @property
     def has_projection(self) -> bool:
         """Whether the attention has an output projection: not with one head of full width."""
         return not (self.heads == 1 and self.dim_head == self.dim)
+
+
+def per_transformer(formulation: str | Sequence[str | None] | None, transformers: int) -> tuple[str | None, ...]:
+    """One forced formulation, or None, for each transformer; raise `ValueError` for what cannot be."""
+    if formulation is not None and not isinstance(formulation, Sequence):
+        raise ValueError(f"formulation: expected a name or a list of them, got {formulation!r}")
+    each = [formulation] * transformers if formulation is None or isinstance(formulation, str) else list(formulation)
+    if len(each) != transformers:
+        raise ValueError(f"formulation: expected one name or {transformers}, got {len(each)}")
+    for position, name in enumerate(each):
+        if name is not None and name not in FORMULATIONS:
+            raise ValueError(f"formulation: expected one of {', '.join(FORMULATIONS)}, got {name!r}")
+        misplaced = (name == "low-rank" and position != 0) or (name == "class-only" and position != transformers - 1)
+        if misplaced and not isinstance(formulation, str):
+            raise ValueError(f"formulation: {name} is not possible for transformer {position} of {transformers}")
+    return tuple(each)
 
 
 def allowed(shape: TransformerShape) -> tuple[str, ...]:

@@ -123,6 +123,16 @@ def _why_not(name: str, module: nn.Module | None, kinds: Kinds, biased: bool | N
     return None
 
 
+def read_widths(transformer: nn.Module) -> tuple[int, int, int] | None:
+    """Heads, their width and that of the hidden layer; None where other modules do not tell."""
+    try:
+        attention, mlp = (sublayer.fn for sublayer in cast(Transformer, transformer).sublayers)
+        hidden = cast(nn.Linear, cast(FeedForward, mlp).net[0])
+        return cast(Attention, attention).heads, cast(Attention, attention).dim_head, hidden.out_features
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        return None
+
+
 def weight_of(linear: nn.Linear) -> Tensor:
     """The weight that `linear` would use: pruning and norms by hooks set it only when the module is called."""
     for hook in linear._forward_pre_hooks.values():

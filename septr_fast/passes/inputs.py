@@ -73,3 +73,8 @@ def autocasts(device_type: str) -> bool:
     `torch.amp.is_autocast_available` would tell which devices have none, but PyTorch 2.11 cannot compile it.
     """
     return device_type not in _WITHOUT_AUTOCAST and torch.is_autocast_enabled(device_type)
+
+
+def differentiates(*tensors: Tensor | None) -> bool:
+    """Whether gradients can reach any of `tensors`."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)

@@ -176,7 +176,7 @@ def inspect(kernel: Any, arch: int) -> Compiled:
         file.write(kernel.asm["cubin"])
         file.flush()
         usage = _USAGE.search(_run(triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name))
-        machine_code = _run(triton.knobs.nvidia.nvdisasm.path, "-c", file.name)
+        machine_code = _run(triton.knobs.nvidia.nvdisasm.path, "-c", "--no-dataflow", file.name)
     counts, beside = Counter(_INSTRUCTION.findall(machine_code)), running_products.scan(machine_code)
     if usage is None or not counts:
         raise ValueError(f"no machine code found for sm_{arch}")

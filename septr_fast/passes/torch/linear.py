@@ -67,6 +67,13 @@ def call(module: nn.Module, x: Tensor) -> Tensor:
     return result
 
 
+def call_head(module: nn.Module, cls_token: Tensor) -> Tensor:
+    """`call`; without gradients on a CPU a sample at a time, since a product of several may round otherwise."""
+    if is_plain(module) and cls_token.device.type == "cpu" and not torch.is_grad_enabled() and not records():
+        return torch.cat([module(one) for one in cls_token.split(1)])
+    return call(module, cls_token)
+
+
 def is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether calling `module` is `torch.nn.functional.linear` with its parameters and nothing else."""
     return type(module) is nn.Linear and not (module._forward_pre_hooks or is_hooked(module))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from septr_fast.kernels import launch
 from septr_fast.kernels.axis_pass_operator import axis_pass as axis_pass_operator
 from septr_fast.kernels.class_attention import class_attention
 from septr_fast.kernels.low_rank_pass_operator import low_rank_pass as low_rank_pass_operator
+from septr_fast.passes.inputs import differentiates
 from septr_fast.passes.lengths import keys, mean_over_rows
 from septr_fast.passes.settings import Settings
 from septr_fast.passes.sublayers import class_query, mlp_branch, project_attended
@@ -38,7 +38,7 @@ def axis_pass(
         merged, projection = False, (attention.qkv_weight, attention.qkv_bias)
     tensors = (grid, cls_token, pos_embedding, *projection, attention.out_weight, attention.out_bias, *_layers(mlp))
     valid = keys(settings.lengths, settings.axis)
-    own = (attention.heads, merged, attention.eps, mlp.eps, settings.axis, _differentiates(*tensors), valid)
+    own = (attention.heads, merged, attention.eps, mlp.eps, settings.axis, differentiates(*tensors), valid)
     out, cls_tokens, _, _ = axis_pass_operator(*tensors, *own)
     return out, mean_over_rows(cls_tokens, settings.lengths, settings.axis)
 
@@ -64,7 +64,7 @@ def low_rank_pass(pixels: Tensor, weights: Folded, settings: Settings) -> tuple[
     )
     tensors = (pixels, *tables, *_layers(mlp))
     dtype = pixels.dtype if settings.dtype is None else settings.dtype
-    out, cls_tokens, _, _ = low_rank_pass_operator(*tensors, mlp.eps, settings.axis, dtype, _differentiates(*tensors))
+    out, cls_tokens, _, _ = low_rank_pass_operator(*tensors, mlp.eps, settings.axis, dtype, differentiates(*tensors))
     return out, mean_over_rows(cls_tokens, settings.lengths, settings.axis)
 
 
@@ -83,8 +83,3 @@ def class_only_pass(
 
 def _layers(mlp: Mlp) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return mlp.hidden_weight, mlp.hidden_bias, mlp.out_weight, mlp.out_bias
-
-
-def _differentiates(*tensors: Tensor | None) -> bool:
-    """Whether gradients can reach any of `tensors`."""
-    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)

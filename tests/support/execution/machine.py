@@ -84,7 +84,7 @@ class Machine:
             "%tid.x": (self.thread % threads).astype(np.uint32),
             "%ctaid.x": np.repeat(np.asarray(programs, np.uint32), threads),
         }
-        self.shared = SharedMemory(count, shared, threads // LANES)
+        self.shared = SharedMemory(count, shared)
         self.parameters = {
             name: parameter(kind, value) for (kind, name), value in zip(program.parameters, values, strict=True)
         }

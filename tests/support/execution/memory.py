@@ -60,6 +60,33 @@ class GlobalMemory:
         return addresses - self._base
 
 
+class _Users:
+    """Which warps have used each place since the last barrier: one of them, and whether there are more.
+
+    Args:
+        places: of shared memory.
+    """
+
+    def __init__(self, places: int) -> None:
+        self._epoch = np.zeros(places, np.int32)
+        self._warp = np.zeros(places, np.int16)
+        self._more = np.zeros(places, np.bool_)
+
+    def others(self, at: Array, warp: Array, epoch: Array) -> Array:
+        """Where a warp besides `warp` is among those of this `epoch`."""
+        return (self._epoch[at] == epoch) & (self._more[at] | (self._warp[at] != warp))
+
+    def note(self, at: Array, warp: Array, epoch: Array) -> None:
+        """`warp` uses the places `at` in this `epoch`."""
+        fresh = self._epoch[at] != epoch
+        if fresh.any():
+            first = at[fresh]
+            self._epoch[first] = np.broadcast_to(epoch, at.shape)[fresh]
+            self._warp[first] = np.broadcast_to(warp, at.shape)[fresh]
+            self._more[first] = False
+        self._more[at[self._warp[at] != warp]] = True
+
+
 class SharedMemory:
     """The shared memory of several programs side by side.
 
@@ -70,17 +97,16 @@ class SharedMemory:
     Args:
         programs: that run.
         size: bytes of each.
-        warps: of each.
     """
 
-    def __init__(self, programs: int, size: int, warps: int) -> None:
+    def __init__(self, programs: int, size: int) -> None:
         self.size = size
         self.stride = -(-size // _ALIGNMENT) * _ALIGNMENT
         self._bytes = np.full(programs * self.stride, POISON, np.uint8)
         self.views = {width: self._bytes.view(kind) for width, kind in UNSIGNED.items()}
         places = programs * self.stride // 2
-        self._written = np.zeros((warps, places), np.int32)
-        self._read = np.zeros((warps, places), np.int32)
+        self._written = _Users(places)
+        self._read = _Users(places)
         self._filled = np.zeros(places, np.bool_)
         self._arriving = np.zeros(places, np.bool_)
         self._leaving = np.zeros(places, np.bool_)
@@ -103,9 +129,9 @@ class SharedMemory:
             raise FaultError("shared memory is read before its copy has landed", line)
         if not self._filled[at].all():
             raise FaultError("shared memory is read that nothing was written to", line)
-        if self._others(self._written, warp, at, epoch).any():
+        if self._written.others(at, warp, epoch).any():
             raise FaultError("a warp reads what another wrote, no barrier between", line)
-        self._read[warp, at] = epoch
+        self._read.note(at, warp, epoch)
 
     def write(self, places: Array, values: Array, warps: Array, programs: Array, line: int) -> None:
         """Write `values` `(threads, count)` of two bytes at `places`.
@@ -116,21 +142,21 @@ class SharedMemory:
         self._check_free(at, line)
         content = self.views[2]
         changed = content[at] != values
-        if (self._others(self._written, warp, at, epoch) & changed).any():
+        if (self._written.others(at, warp, epoch) & changed).any():
             raise FaultError("a warp overwrites what another wrote, no barrier between", line)
-        if self._others(self._read, warp, at, epoch).any():
+        if self._read.others(at, warp, epoch).any():
             raise FaultError("a warp overwrites what another read, no barrier between", line)
         content[at] = values
         if (content[at] != values).any():
             raise FaultError("different values are written to one place at a time", line)
-        self._written[warp, at] = epoch
+        self._written.note(at, warp, epoch)
         self._filled[at] = self._unseen[at] = True
 
     def begin_copy(self, places: Array, warps: Array, programs: Array, line: int) -> None:
         """Bytes at `places` `(threads, count)` are written from now on until `land`."""
         at, warp, epoch = places[:, ::2] >> 1, warps[:, None], self.epoch[programs][:, None]
         self._check_free(at, line)
-        others = self._others(self._read, warp, at, epoch) | self._others(self._written, warp, at, epoch)
+        others = self._read.others(at, warp, epoch) | self._written.others(at, warp, epoch)
         if others.any():
             raise FaultError("a copy overwrites what another warp uses, no barrier between", line)
         self._bytes[places] = POISON
@@ -141,7 +167,7 @@ class SharedMemory:
         at = places[:, ::2] >> 1
         self._bytes[places] = values
         self._arriving[at], self._filled[at], self._unseen[at] = False, True, False
-        self._written[warps[:, None], at] = self.epoch[programs][:, None]
+        self._written.note(at, warps[:, None], self.epoch[programs][:, None])
 
     def fence(self) -> None:
         """What was written becomes visible to tensor cores that read by themselves; one thread's fence is all's."""
@@ -157,15 +183,10 @@ class SharedMemory:
     def give_back(self, places: Array, warps: Array, programs: Array) -> None:
         """The tensor cores that read at `places` are done."""
         self._leaving[places >> 1] = False
-        self._read[warps[:, None], places >> 1] = self.epoch[programs][:, None]
+        self._read.note(places >> 1, warps[:, None], self.epoch[programs][:, None])
 
     def _check_free(self, at: Array, line: int) -> None:
         if self._arriving[at].any():
             raise FaultError("shared memory is overwritten before a copy to it has landed", line)
         if self._leaving[at].any():
             raise FaultError("shared memory is overwritten that tensor cores still read", line)
-
-    @staticmethod
-    def _others(table: Array, warp: Array, at: Array, epoch: Array) -> Array:
-        """Where a warp besides `warp` has an entry of this `epoch`."""
-        return (table[:, at] == epoch).sum(0) > (table[warp, at] == epoch)
