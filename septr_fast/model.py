@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from septr_fast import reference
-from septr_fast.algebra.fold_cache import compare
+from septr_fast.algebra import fold_cache
 from septr_fast.algebra.plan import Plan, Step, per_transformer
 from septr_fast.block import SepTrBlock, Size
 from septr_fast.loading import as_a_whole
@@ -289,10 +289,11 @@ class SepTr(reference.SepTr):
         So it does on a CPU, where gradients can reach a parameter, where dropout draws, and where other code may
         change a parameter on the way or must not run twice.
         """
-        if not self.cls_token.is_cuda or records() or any(self._why_called()):
+        if not fold_cache.is_waited_for(self.cls_token) or records() or any(self._why_called()):
             return None
         last, cls_token = len(self.blocks) - 1, self.cls_token[0, 0]
-        return compare(block.kept(cls_token, index == 0, index == last) for index, block in enumerate(self.blocks))
+        asked = (block.kept(cls_token, index == 0, index == last) for index, block in enumerate(self.blocks))
+        return fold_cache.compare(asked)
 
     def _through(
         self,

@@ -98,9 +98,14 @@ def _same_values(kept: list[Tensor], parameters: Sequence[Tensor]) -> bool:
     return all(torch.equal(old, new) for old, new in zip(kept, parameters, strict=True))
 
 
+def is_waited_for(x: Tensor) -> bool:
+    """Whether what is asked about the values of `x` takes a wait for the device that it is on."""
+    return x.is_cuda
+
+
 def _on_one_gpu(parameters: Sequence[Tensor]) -> bool:
     """Whether there are parameters, plain tensors of numbers on one CUDA device."""
-    plain = all(type(x) in (Tensor, nn.Parameter) and x.is_cuda and x.is_floating_point() for x in parameters)
+    plain = all(type(x) in (Tensor, nn.Parameter) and is_waited_for(x) and x.is_floating_point() for x in parameters)
     return plain and len({x.device for x in parameters}) == 1
 
 

@@ -37,7 +37,7 @@ def read(
     """Check lengths in pixels and turn them into tokens.
 
     Lengths that are a list or on the CPU cost no synchronization with a GPU. Values cannot be checked while a
-    graph is compiled: there the nearest that is possible is taken, so that no kernel reads beyond a tensor.
+    graph is compiled or captured: there the nearest that is possible is taken, so that no kernel reads beyond a tensor.
 
     Args:
         lengths: `(batch,)` integers.
@@ -51,11 +51,12 @@ def read(
         The lengths in tokens; None where every sample fills the axis.
 
     Raises:
-        ValueError: for a wrong axis, shape or value.
+        ValueError: for a wrong axis, shape or value; for lengths that are not on the GPU whose graph is captured.
         TypeError: for lengths that are not integers.
     """
     check_axis(axis)
     given = _as_tensor(lengths)
+    captured = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
     if given.dtype in (torch.bool, torch.uint16, torch.uint32, torch.uint64) or given.is_floating_point():
         raise TypeError(f"lengths: expected integers, got {given.dtype}")
     if given.is_complex():
@@ -64,8 +65,13 @@ def read(
         raise TypeError(f"lengths: expected values for a tensor on {device}, got a tensor on meta, without any")
     if tuple(given.shape) != (batch,):
         raise ValueError(f"lengths: expected one for each of {batch} samples, got shape {tuple(given.shape)}")
+    if captured and given.device != device:
+        raise ValueError(
+            f"lengths: expected a tensor on {device} while a CUDA graph is captured, which reads it at every replay; "
+            f"got one on {given.device}"
+        )
     tokens = torch.div(given.to(torch.int64), pool, rounding_mode="floor")
-    if torch.compiler.is_compiling() or given.is_meta:
+    if torch.compiler.is_compiling() or given.is_meta or captured:
         tokens = tokens.clamp(1, size // pool)
     else:
         values = given.tolist()
@@ -76,7 +82,14 @@ def read(
                 )
         if all(value // pool == size // pool for value in values):
             return None
-    return Lengths(axis, tokens.to(device, non_blocking=True))
+    return Lengths(axis, _sent(tokens, device))
+
+
+def _sent(tokens: Tensor, device: torch.device) -> Tensor:
+    """`tokens` on `device`, to a GPU out of pinned memory: nobody waits for that copy."""
+    if device.type == "cuda" and tokens.device.type == "cpu" and not torch.compiler.is_compiling():
+        tokens = tokens.pin_memory()
+    return tokens.to(device, non_blocking=True)
 
 
 def check_axis(axis: str) -> None:

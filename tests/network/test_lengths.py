@@ -118,6 +118,24 @@ def test_training_step_in_autocast_and_compiled() -> None:
     torch.testing.assert_close(compiled(x, lengths), model(x, lengths), rtol=1e-5, atol=1e-6)
 
 
+GPU = torch.device("cuda")
+
+
+def test_lengths_travel_out_of_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    done: list[object] = []
+    monkeypatch.setattr(Tensor, "pin_memory", lambda x: done.append("pinned") or x)
+    monkeypatch.setattr(Tensor, "to", lambda x, *to, **how: done.append((*to, how)) or x)
+    assert read([3, 9], "width", batch=2, size=9, pool=1, device=GPU) is not None
+    assert done[-2:] == ["pinned", (GPU, {"non_blocking": True})]
+
+
+def test_a_captured_graph_takes_lengths_that_are_on_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(ValueError, match="lengths: expected a tensor on cuda while a CUDA graph is captured"):
+        read([3, 9], "width", batch=2, size=9, pool=1, device=GPU)
+
+
 class _LargestMask(TorchDispatchMode):
     """Most elements of a boolean tensor that an operation made."""
 

@@ -1,1 +1,1 @@
-"""A driver without a device: what Triton's own launcher asks of it is answered, and every launch is written down."""
+"""A GPU that is not here: what Triton's own launcher asks of its driver is answered, and models compare as on one."""

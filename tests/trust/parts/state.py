@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import hypothesis
 from hypothesis import strategies
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from support.driver.comparing import compared_as_on_a_gpu
 
 from trust.life import interruptions, together
 from trust.life.model_life import Life
@@ -18,9 +20,9 @@ from trust.outcome import Outcome, Progress, silent
 NAME = "state"
 WHAT = (
     "Random orders of changes to a model (steps, loads, copies, casts, writes that nobody sees), each followed by a "
-    "comparison with a new model of the same state, to the bit; a forward pass, a training step, a load and a resizing "
-    "stopped at every one of their operations, by lack of memory or by Ctrl-C, and `accelerate` at every 20th; "
-    "threads and workers of data loaders that share a model."
+    "comparison with a new model of the same state, to the bit, half of them with kept weights compared as on a GPU; a "
+    "forward pass, a training step, a load and a resizing stopped at every one of their operations, by lack of memory "
+    "or by Ctrl-C, and `accelerate` at every 20th; threads and workers of data loaders that share a model."
 )
 CANNOT = (
     "Changes from another thread in the middle of a call; a change of a kind that is not among the rules; what only "
@@ -131,9 +133,13 @@ def live(seed: int, steps: int, progress: Progress = silent, *, smallest: bool =
 
 
 def lives(orders: Sequence[tuple[int, int]], progress: Progress = silent) -> list[Run]:
-    """Numbers of runs and of operations in each; all runs have seeds of their own."""
+    """Numbers of runs and of operations in each; all runs have seeds of their own, odd ones compare as on a GPU."""
     lengths = [steps for count, steps in orders for _ in range(count)]
-    return [live(seed, steps, progress) for seed, steps in enumerate(lengths)]
+    runs = []
+    for seed, steps in enumerate(lengths):
+        with compared_as_on_a_gpu() if seed % 2 else nullcontext():
+            runs.append(live(seed, steps, progress))
+    return runs
 
 
 def spread(runs: list[Run]) -> list[dict[str, int]]:

@@ -104,7 +104,9 @@ def test_the_smallest_sequence_is_looked_for(monkeypatch: pytest.MonkeyPatch) ->
     assert "state.happen(name='average', which=0)" in fault
 
 
-def keep_before_folding(self: FoldCache[Any], key: object, parameters: Sequence[Tensor], fold: Any) -> Any:
+def keep_before_folding(
+    self: FoldCache[Any], key: object, parameters: Sequence[Tensor], fold: Any, *, compared: bool
+) -> Any:
     entry = self._entry
     if entry is not None and entry[0] == key and fold_cache._same_values(entry[1], parameters):
         return entry[2]
