@@ -359,8 +359,8 @@ class SepTr(reference.SepTr):
         exported graph then serves one batch size.
 
         Otherwise products run over whole batches, and their kernels are chosen by size: neighbours still change
-        nothing, but the number of samples may change the last bits. Without gradients on a CPU it does not, unless
-        `fc` has hooks or is no plain `nn.Linear`.
+        nothing, but the number of samples may change the last bits. Without gradients on a CPU it does not where each
+        pass over a sample has at least 4 MiB of intermediate results, unless `fc` has hooks or is no plain `nn.Linear`.
         """
         self.batch_invariant = enable
 

@@ -181,7 +181,7 @@ def without_recomputing(_: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def without_keeping(_: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda self, key, parameters, fold: fold()
+    return lambda self, key, parameters, fold, **_: fold()
 
 
 MLP = "septr_fast.passes.torch.passes.mlp_branch"

@@ -10,6 +10,7 @@ from support.compare import gradients, pair, relative_error, spectrograms, worst
 
 from benchmarks.suite.shapes import SMALL
 from septr_fast import SepTr, SepTrBlock, reference
+from septr_fast.passes.torch import chunks
 
 FORMULATIONS = [None, "direct", "merged", "low-rank", "class-only"]
 CONFIGS = [pytest.param(config, id=name) for name, config in SMALL.items()]
@@ -97,8 +98,9 @@ def test_long_sequences_are_streamed(formulation: str) -> None:
     assert worst(gradients(model, x), gradients(expected, x))[0] < 1e-10
 
 
-def test_a_sample_does_not_depend_on_its_batch() -> None:
-    """Bit for bit up to the classifier, whose one product over the batch is the vendor's to arrange."""
+def test_a_sample_does_not_depend_on_its_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of large samples, for which this one is taken: bit for bit up to the classifier's product over the batch."""
+    monkeypatch.setattr(chunks, "LEAST_ALONE_BYTES", 1)
     config = {"input_size": (24, 40), "depth": 2, "return_cls": True}
     model = SepTr(**config).eval()
     x = spectrograms(config, batch=3, dtype=torch.float32)

@@ -152,7 +152,7 @@ def test_no_mask_is_as_large_as_the_scores() -> None:
     model, x = SepTr(**{**BASE, "input_size": (8, 64)}).eval(), torch.randn(2, 2, 8, 64)
     with torch.no_grad(), _LargestMask() as masks:
         model(x, [64, 40])
-    assert 0 < masks.largest <= 2 * 8 * 65
+    assert 0 < masks.largest <= 2 * 2 * 8 * 65
 
 
 @pytest.mark.parametrize(

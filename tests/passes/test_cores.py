@@ -29,12 +29,15 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+BUDGETS = {"CPU_CHUNK_BYTES": 6 << 20, "CPU_TRAINING_CHUNK_BYTES": 12 << 20}
+
+
 @pytest.fixture(autouse=True, params=[2, 3], ids=["two threads", "three threads"])
 def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """So many threads of PyTorch, and chunks of one row that they share."""
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
-    for name in ("LEAST_SHARED_BYTES", "LEAST_CHUNK_BYTES", "CPU_CHUNK_BYTES", "CPU_TRAINING_CHUNK_BYTES"):
+    for name in ("LEAST_SHARED_BYTES", "LEAST_ALONE_BYTES", "LEAST_CHUNK_BYTES", *BUDGETS):
         monkeypatch.setattr(chunks, name, 1)
     monkeypatch.setattr(cores, "_quota", lambda: cores.MOST)
     assert cores.why_not() is None
@@ -342,7 +345,7 @@ def test_little_work_stays_in_one_thread(helped: list[str], monkeypatch: pytest.
 
 
 def test_chunks_of_a_sample_are_for_all_threads(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("CPU_CHUNK_BYTES", 6 << 20), ("CPU_TRAINING_CHUNK_BYTES", 12 << 20)):
+    for name, value in BUDGETS.items():
         monkeypatch.setattr(chunks, name, value)
     rows = torch.empty(5, 64, 64, 16)
     for bytes_per_row in (1 << 14, 1 << 18, 1 << 20):
@@ -353,6 +356,17 @@ def test_chunks_of_a_sample_are_for_all_threads(threads: int, monkeypatch: pytes
         assert count * bytes_per_row <= (6 << 20)
         samples, count = chunks.chunk_size(rows, bytes_per_row)
         assert -(-5 // samples) * -(-64 // count) >= threads
+
+
+def test_small_samples_make_a_chunk_together(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped = {"LEAST_SHARED_BYTES": 1 << 20, "LEAST_ALONE_BYTES": 4 << 20, "LEAST_CHUNK_BYTES": 1 << 20, **BUDGETS}
+    for name, value in shipped.items():
+        monkeypatch.setattr(chunks, name, value)
+    rows = torch.empty(12, 64, 64, 16)
+    with torch.no_grad():
+        assert chunks.chunk_size(rows, 1)[0] >= 12
+        assert chunks.chunk_size(rows, 1 << 15) == ({2: 3, 3: 2}[threads], 64)
+        assert chunks.chunk_size(rows, 1 << 16)[0] == 1
 
 
 def test_why_not(monkeypatch: pytest.MonkeyPatch, helped: list[str]) -> None:

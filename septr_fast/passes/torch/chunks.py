@@ -23,6 +23,8 @@ LEAST_CHUNK_BYTES = 1 << 20
 DEVICE_CHUNK_BYTES = 4 << 30
 LEAST_SHARED_BYTES = 1 << 20
 """Of a sample's intermediate results that cores share; less is one chunk."""
+LEAST_ALONE_BYTES = 1 << 22
+"""Of a sample's intermediate results without gradients that are no chunk with those of others."""
 
 Place = tuple[slice, slice]
 """The samples and rows of a chunk."""
@@ -64,7 +66,8 @@ def chunked(rows: Tensor, bytes_per_row: int, *per_sample: Tensor) -> Chunks:
     """Cut `rows` `(batch, rows, …)` into chunks within the device's chunk size.
 
     With each chunk comes the part of every tensor of `per_sample` `(batch, …)` that belongs to it. Without
-    gradients a chunk on a CPU never holds two samples, so that no sample's arithmetic depends on the batch.
+    gradients a chunk on a CPU never holds two samples of `LEAST_ALONE_BYTES` or more, so that the arithmetic of one
+    does not depend on the batch; smaller ones would cost more to start than to compute.
     """
     if makes_graph() or rows.shape[0] == 0:
         return Chunks(rows, per_sample, None, shared=False)
@@ -101,7 +104,8 @@ def chunk_size(rows: Tensor, bytes_per_row: int) -> tuple[int, int]:
     most = CPU_TRAINING_CHUNK_BYTES if trains else CPU_CHUNK_BYTES
     budget = most if threads <= 2 else max(2 * most // threads, min(most, LEAST_CHUNK_BYTES))
     step = max(1, min(budget // bytes_per_row, 32768))
-    samples, parts = max(1, step // count) if trains else 1, _ceil_div(count, step)
+    alone = not trains and count * bytes_per_row >= LEAST_ALONE_BYTES
+    samples, parts = 1 if alone else max(1, step // count), _ceil_div(count, step)
     if batch * count * bytes_per_row >= LEAST_SHARED_BYTES:
         samples = min(samples, _ceil_div(batch, threads))
     if samples == 1 and _is_shared(count, bytes_per_row):

@@ -24,11 +24,14 @@ EVALUATION, TRAINING, BY_HAND = (
 
 @contextmanager
 def chunks(size: int | None) -> Iterator[None]:
-    """Let chunks on a CPU take `size` bytes, with and without gradients; None for the shipped sizes."""
+    """Let chunks on a CPU take `size` bytes, with and without gradients; None for the shipped sizes.
+
+    With a size a sample without gradients is always a chunk, or several, by itself, as large ones are.
+    """
     if size is None:
         yield
         return
-    with mock.patch.multiple(passes_in_chunks, **dict.fromkeys(SIZES, size)):
+    with mock.patch.multiple(passes_in_chunks, **dict.fromkeys(SIZES, size), LEAST_ALONE_BYTES=1):
         yield
 
 

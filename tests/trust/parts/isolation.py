@@ -245,8 +245,8 @@ class Setting:
         return f"{mode}, {self.backend}{', batch-invariant' if self.batch_invariant else ''}"
 
     def promises(self) -> bool:
-        """Whether results have the same bits in a batch of any size: where asked for, else without gradients."""
-        return self.batch_invariant or (self.backend == "torch" and not self.training)
+        """Whether results have the same bits in a batch of any size: where asked for, else of large samples' chunks."""
+        return self.batch_invariant or (self.backend == "torch" and not self.training and self.chunk is not None)
 
     def built(self) -> tuple[SepTr, Tensor]:
         """A model that returns its class token, and three spectrograms."""

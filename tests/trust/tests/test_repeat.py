@@ -46,7 +46,7 @@ def test_few_bits_of_two_threads_are_found(monkeypatch: pytest.MonkeyPatch) -> N
     def faulty(*given: Any) -> Tensor:
         threads.append(torch.get_num_threads())
         y = branch(*given)
-        return y.add(16 * torch.finfo(y.dtype).eps * y.detach()) if len(threads) == 30 else y
+        return y.add(16 * torch.finfo(y.dtype).eps * y.detach()) if len(threads) == 6 else y
 
     monkeypatch.setattr(torch_passes, "mlp_branch", faulty)
     before = torch.get_num_threads()
@@ -61,7 +61,7 @@ def test_finds_few_bits_in_one_run(results: Any, monkeypatch: pytest.MonkeyPatch
 
     def faulty(*given: Any) -> Tensor:
         y = branch(*given)
-        return y.add(16 * torch.finfo(y.dtype).eps * y.detach()) if next(calls) == 30 else y
+        return y.add(16 * torch.finfo(y.dtype).eps * y.detach()) if next(calls) == 6 else y
 
     monkeypatch.setattr(torch_passes, "mlp_branch", faulty)
     assert repeat.repeats(ONE, results)
