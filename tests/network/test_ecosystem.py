@@ -9,6 +9,7 @@ import logging
 import pickle
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -309,3 +310,41 @@ def test_parameters_without_weight_decay() -> None:
     for name, value in model.state_dict().items():
         factor = 0.995 if id(model.get_parameter(name)) in {id(one) for one in decayed["params"]} else 1.0
         assert relative_error(value, factor * before[name]) < 1e-6, name
+
+
+def replicated(module: nn.Module, known: dict[nn.Module, nn.Module] | None = None) -> nn.Module:
+    """`module` as `nn.DataParallel` replicates it for a GPU: copies of its parameters, which are no parameters."""
+    known = {} if known is None else known
+    if module not in known:
+        known[module] = copied = module._replicate_for_data_parallel()
+        copied._former_parameters = {}
+        for name, below in module._modules.items():
+            copied._modules[name] = None if below is None else replicated(below, known)
+        for name, parameter in module._parameters.items():
+            if parameter is None:
+                copied._parameters[name] = None
+            else:
+                copied._former_parameters[name] = parameter.view_as(parameter)
+                setattr(copied, name, copied._former_parameters[name])
+    return known[module]
+
+
+def test_replicas_of_data_parallel() -> None:
+    """Each follows the parameters of the model, with gradients and without, in threads of their own."""
+    expected, model = models()
+    parts = [spectrograms(CONFIG, size) for size in (2, 3)]
+    for change in (lambda model: None, doubled):
+        for module in (expected, model):
+            change(module)
+        with torch.no_grad():
+            assert all(relative_error(replicated(model)(x), expected(x)) < 1e-12 for x in parts)
+        replicas = [replicated(model) for _ in parts]
+        with ThreadPoolExecutor(2) as pool:
+            found = list(pool.map(lambda replica, x: replica(x), replicas, parts))
+        model.zero_grad()
+        torch.cat(found).square().sum().backward()
+        expected.zero_grad()
+        expected(torch.cat(parts)).square().sum().backward()
+        wanted = dict(expected.named_parameters())
+        for name, parameter in model.named_parameters():
+            assert relative_error(parameter.grad, wanted[name].grad) < 1e-11, name
