@@ -1,7 +1,7 @@
 """Pages of the results kept in benchmarks/results: `python -m benchmarks.suite.pages`.
 
 The README gets one table and one chart of one run. `docs/results.md` gets a summary of every run; its long tables lie
-beside the results, as CSV files of the same names.
+beside the results, as CSV files of the same names. `docs/kernels.md` shows what compiled kernels show without a GPU.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from septr_fast.report.units import duration
 ROOT = Path(__file__).resolve().parents[2]
 README, PAGE, RESULTS = Path("README.md"), Path("docs/results.md"), Path("benchmarks/results")
 """What is written and where the results lie, below the root."""
+KERNELS, COUNTS = Path("docs/kernels.md"), Path("docs/trust/execution-kernels.csv")
+"""A page, and the counts of `make trust` that are on it."""
 START, END = "<!-- results -->\n", "<!-- end of results -->"
 NO_GPU = "On a GPU: not measured yet."
 COLUMNS_OF_README = 110
@@ -50,6 +52,15 @@ COLUMNS = (
     "peak memory",
     "error against float64",
 )
+KERNELS_HEAD = """# Kernels, compiled and executed without a GPU
+
+Made by `python -m benchmarks.suite.pages` from what `septr-fast kernels` and `make trust` found; edits by hand are
+lost. What kernels do on a GPU: [gpu.md](gpu.md)."""
+EXECUTED = """## Counted by executing
+
+One program of a kernel on average, in passes of few tokens that `make trust` executes from the compiled PTX on a CPU:
+instructions of its warps by the unit that executes them, passes over the banks of shared memory, and requests for
+global memory. Exact for these passes; the kernels are those of the model above where its widths are the pass's."""
 HEAD = """# Results
 
 Made from the files in `benchmarks/results` by `python -m benchmarks.suite.pages`; edits by hand are lost. What is
@@ -88,6 +99,34 @@ def update(root: Path, drawing: bool) -> None:
         _write(results / f"{name}.csv", [asdict(result) for result in run.results])
     for name, evidence in stored.compiled.items():
         _write(results / f"{name}.csv", evidence.kernels)
+    write_kernels(root)
+
+
+def write_kernels(root: Path = ROOT) -> None:
+    """Write the page of compiled kernels, where some were compiled."""
+    file = root / RESULTS / "kernels.json"
+    if file.exists():
+        (root / KERNELS).write_text(
+            _joined([KERNELS_HEAD, *_kernels(static.load(file), root / COUNTS)]) + "\n", "utf-8"
+        )
+
+
+def _kernels(evidence: static.Evidence, counts: Path) -> Iterator[str]:
+    """Tables of the default model's kernels as compiled, and of passes as executed where they were."""
+    yield static.about(evidence)
+    yield static.table(evidence)
+    yield static.LEGEND
+    yield "\n".join(f"- {text}" for text in static.shortfalls(evidence))
+    if counts.exists():
+        dtype, arch = evidence.shown
+        yield EXECUTED
+        with counts.open(encoding="utf-8") as lines:
+            found = [row for row in csv.DictReader(lines) if row["pass"].endswith(f", {dtype}, sm_{arch}")]
+        shown = {row["kernel"]: row for row in sorted(found, key=lambda row: "256" not in row["pass"])[::-1]}
+        chosen = [{**row, "pass": row["pass"].removesuffix(f", {dtype}, sm_{arch}")} for row in shown.values()]
+        columns = ["kernel", *(name for name in (chosen or [{}])[0] if name != "kernel")]
+        yield tables.markdown(columns, sorted([row[name] for name in columns] for row in chosen))
+        yield f"All passes, dtypes and architectures: [{counts.name}](trust/{counts.name})."
 
 
 def _files(results: Path) -> list[Path]:

@@ -261,7 +261,10 @@ def test_pages_show_the_stored_results(tmp_path: Path) -> None:
         shutil.copy(file, made)
     shutil.copy(pages.ROOT / pages.README, tmp_path)
     pages.update(tmp_path, drawing=True)
-    for name in (pages.README, pages.PAGE):
+    (tmp_path / pages.COUNTS).parent.mkdir()
+    shutil.copy(pages.ROOT / pages.COUNTS, tmp_path / pages.COUNTS)
+    pages.write_kernels(tmp_path)
+    for name in (pages.README, pages.PAGE, pages.KERNELS):
         shown = (pages.ROOT / name).read_text(encoding="utf-8")
         assert (tmp_path / name).read_text(encoding="utf-8") == shown, "update it: python -m benchmarks.suite.pages"
     written, kept = ({file.name: file.read_bytes() for file in place.glob("*.csv")} for place in (made, stored))

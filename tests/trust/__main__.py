@@ -8,6 +8,7 @@ import sys
 
 import torch
 
+from benchmarks.suite.pages import write_kernels
 from benchmarks.suite.stamp import stamp
 from septr_fast import progress
 from trust import page, registry, runner
@@ -18,7 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ["OMP_NUM_THREADS"] = "1"
     options = _parser().parse_args(arguments)
     if options.page:
-        page.write()
+        _write()
         return 0
     names = longest_first(options.part or _due(options))
     wrong, stamped = 0, stamp(torch.device("cpu"))
@@ -37,7 +38,15 @@ def main(arguments: list[str] | None = None) -> int:
                 bar.write(f"  {line}")
             if options.full:
                 page.keep({**record, "stamp": stamped, "sources": sources[record["part"]]})
+    if options.full:
+        _write()
     return int(wrong > 0)
+
+
+def _write() -> None:
+    """The page of all parts, and that of kernels, which shows what one of them counts."""
+    page.write()
+    write_kernels()
 
 
 def _due(options: argparse.Namespace) -> list[str]:

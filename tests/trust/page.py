@@ -48,8 +48,8 @@ INTERPRETED = (
 
 LIMITS = f"""## What none of this finds
 
-{INTERPRETED} So races between the threads of a program and miscompilation of compiled kernels are untested here;
-`python -m benchmarks.gpu --stage check` is for a GPU."""
+{INTERPRETED} As compiled, they ran from their PTX in the part on execution alone. What the assembler makes of that, and
+what a GPU does, is untested here; `python -m benchmarks.gpu --stage check` is for a GPU."""
 
 ON_GPU = f"""## On a GPU
 
