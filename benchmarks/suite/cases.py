@@ -143,6 +143,9 @@ def _parts(shape: str, batch: int, precision: str, models: tuple[str, ...]) -> l
 
 
 _TINY: Config = SMALL["benchmark"]
+OF_EXAMPLE = "examples/train.py, 64x64 pooled 4x4"
+"""The model that the example trains by default, small enough for overhead to count."""
+_OF_EXAMPLE: Config = {"input_size": (64, 64), "depth": 2, "mlp_dim": 128, "down_sample_input": (4, 4), "dim": 64}
 _TINY_GROWTH = {"height": (16, 24), "width": (16, 24), "depth": (1, 2), "batch": (1, 2)}
 _CPU_GROWTH = {"height": (16, 32, 64, 128), "width": (16, 32, 64, 128), "depth": (1, 2, 3, 4), "batch": (1, 2, 4, 8)}
 _GPU_GROWTH = {"height": (32, 64, 128, 256), "width": (32, 64, 128, 256, 1024), "depth": (1, 2, 3, 6)}
@@ -177,6 +180,9 @@ QUICK_CPU = (
         Case(group, "default, 64x64", IN_USE["default, 64x64"], 1, models=(OURS, REFERENCE, REFERENCE_COMPILED))
         for group in CIRCUMSTANCES
     ),
+    Case(FORWARD, "default", {}, 1, "bfloat16", (OURS, REFERENCE)),
+    *(Case(FORWARD, OF_EXAMPLE, _OF_EXAMPLE, batch, models=(OURS, REFERENCE)) for batch in (1, 16)),
+    Case(STEP, OF_EXAMPLE, _OF_EXAMPLE, 16, models=(OURS, REFERENCE)),
     *_parts("default", 1, "float32", (OURS, REFERENCE, FUSED)),
     Case(LARGEST, "default, 64x64", IN_USE["default, 64x64"], 1, models=(OURS, RECOMPUTING, REFERENCE), rounds=1),
     *_growth("default, 32x32", {"input_size": (32, 32)}, _CPU_GROWTH, 1, "float32"),
@@ -186,7 +192,6 @@ QUICK_CPU = (
 FULL_CPU = (
     *QUICK_CPU,
     *(Case(FORWARD, shape, config, 1) for shape, config in IN_USE.items() if shape != "default"),
-    Case(FORWARD, "default", {}, 1, "bfloat16", (OURS, REFERENCE, VIT, AST)),
     Case(FORWARD, "default", {}, 1, "float16", (OURS, REFERENCE, VIT, AST)),
     Case(STEP, "default, 64x64", IN_USE["default, 64x64"], 8, models=TRAINED),
     Case(STEP, "default", {}, 1, models=TRAINED),

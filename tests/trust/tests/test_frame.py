@@ -113,7 +113,7 @@ def test_page(tmp_path: Path) -> None:
     assert "1,007 cases in 2 parts, 1 wrong." in text
     assert "Wrong: a wrong case." in text
     assert "Something. Not found by it: The rest." in text
-    assert "races between" in text
+    assert "What none of this finds" in text
     assert "places: 12,345; ratio: 1.23.\n" in text
     assert "Tables: [of-each](tables/second-of-each.csv), [rows](tables/second-rows.csv)." in text
     assert "left" not in text
@@ -241,13 +241,13 @@ def test_page_shows_what_was_checked_on_a_gpu(tmp_path: Path) -> None:
     (tmp_path / "broken.json").write_text("{", encoding="utf-8")
     kept = paths(tmp_path)
     page.keep(RECORD, kept)
-    assert "are untested here" in kept.page.read_text(encoding="utf-8")
+    assert "is untested here" in kept.page.read_text(encoding="utf-8")
     later = {**CHECK["stamp"], "device": "NVIDIA Imaginary 9001", "date": "2026-11-21T10:00:00+00:00"}
     (tmp_path / "a later one.json").write_text(json.dumps({**CHECK, "stamp": later}), encoding="utf-8")
     (tmp_path / "check.json").write_text(json.dumps(CHECK), encoding="utf-8")
     page.keep(RECORD, kept)
     text = kept.page.read_text(encoding="utf-8")
-    assert "are untested here" not in text
+    assert "is untested here" not in text
     assert text.index("### NVIDIA Imaginary 9000") < text.index("### NVIDIA Imaginary 9001") < text.index("## first")
     assert text.count("### NVIDIA") == 2
     for shown in (
