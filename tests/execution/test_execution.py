@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 pytest.importorskip("triton")
 
@@ -68,6 +70,19 @@ def test_planted_faults_that_are_missed() -> None:
     assert unexplained == "normalize, place 0 of 3: an exponential dropped, and it was not found"
     assert execution.missed([*[fault()] * 20, fault("normalize", found="not found", same=True)]) == []
     assert "3 of 23" in execution.missed([*[fault()] * 20, *[fault(found="not found")] * 3])[-1]
+
+
+@pytest.mark.parametrize("changed", [None, "logits", "cls_token", "transformer.0.transformer_h.layers.0.1.norm.bias"])
+def test_whole_models_are_judged_by_logits_and_all_gradients(changed: str | None) -> None:
+    trial = trials.TRIALS["model, direct, bfloat16, sm_90"]
+    case: Any = trial.case()
+    plain = trial.results(case, "torch")
+    oracle = trial.results(case.changed(Tensor.double, torch.float64), "torch")
+    found = {name: 1.5 * x if name == changed else x for name, x in plain.items()}
+    share, worst = trial.largest(found, plain, oracle)
+    assert (share > 1) is (changed is not None)
+    assert changed is None or worst == ("logits" if changed == "logits" else "gradients")
+    assert trial.largest({}, plain, oracle) == (0.0, "")
 
 
 def test_builds_of_one_are_those_of_the_other() -> None:

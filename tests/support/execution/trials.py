@@ -6,12 +6,13 @@ also that of a kernel to plant faults in, and in how many places. JSON objects a
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from septr_fast.kernels import launch
@@ -22,6 +23,7 @@ from support.kernels.pass_cases import Case, draw, step
 from support.tolerance import share_of_allowed
 from torch import Tensor
 
+from septr_fast import SepTr
 from septr_fast.algebra.folded import Direct, LowRank, Merged
 from septr_fast.passes.lengths import Lengths
 
@@ -70,6 +72,85 @@ class Trial:
         form = {} if self.fused is None else {"attention_form": launch.Config({"FUSED": int(self.fused)})}
         with launch.override(form), torch.set_grad_enabled(self.backward):
             return step(case, backend, gradients) if self.backward else case.run(backend)
+
+    def largest(
+        self, found: dict[str, Tensor], plain: dict[str, Tensor], oracle: dict[str, Tensor]
+    ) -> tuple[float, str]:
+        """See the function of this name."""
+        return largest(found, plain, oracle)
+
+
+class ModelCase(NamedTuple):
+    """A model and spectrograms."""
+
+    model: SepTr
+    x: Tensor
+
+    def changed(self, change: Callable[[Tensor], Tensor], compute: torch.dtype) -> ModelCase:
+        """Both in the dtype that `change` makes, `compute`."""
+        return ModelCase(copy.deepcopy(self.model).to(compute), change(self.x))
+
+
+@dataclass(frozen=True)
+class ModelTrial:
+    """A whole model on an architecture, forward and backward, in its own plan or a formulation.
+
+    Attributes:
+        arch: compute capability.
+        config: arguments of the model besides those of `MODEL`.
+        dtype: of its parameters.
+        precision: of float32 products, as `torch.set_float32_matmul_precision` takes it.
+        lengths: valid columns of each spectrogram.
+        autocast: whether products are in bfloat16 under autocast.
+    """
+
+    arch: int
+    config: dict[str, Any] = field(hash=False)
+    dtype: torch.dtype
+    precision: str = "highest"
+    lengths: tuple[int, ...] | None = None
+    autocast: bool = False
+
+    def case(self) -> ModelCase:
+        """The model and spectrograms, the same at every call."""
+        torch.manual_seed(FIRST_SEED)
+        model = SepTr(**{**MODEL, **self.config}).to(self.dtype)
+        height, width = model.blocks[0].input_size
+        return ModelCase(
+            model, torch.randn(len(self.lengths or "1"), model.blocks[0].channels, height, width).to(self.dtype)
+        )
+
+    def results(self, case: ModelCase, backend: str) -> dict[str, Tensor]:
+        """Logits, and the gradients of the spectrograms and of all parameters."""
+        model, x = case.model, case.x.detach().requires_grad_()
+        for block in model.blocks:
+            block.backend = backend
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast and x.dtype != torch.float64):
+            logits = model(x, self.lengths)
+        torch.manual_seed(FIRST_SEED + 1)
+        direction = torch.randn(logits.shape).to(logits.dtype)
+        names, tensors = zip(("x", x), *model.named_parameters(), strict=True)
+        gradients = torch.autograd.grad(logits, tensors, direction)
+        return {"logits": logits.detach(), **dict(zip(names, gradients, strict=True))}
+
+    def largest(
+        self, found: dict[str, Tensor], plain: dict[str, Tensor], oracle: dict[str, Tensor]
+    ) -> tuple[float, str]:
+        """See the function of this name; all gradients are one, since many hold few values, brought to one size."""
+        sizes = {name: 1 / float(x.norm()) for name, x in oracle.items() if name != "logits"}
+
+        def joined(results: dict[str, Tensor]) -> dict[str, Tensor]:
+            if not results:
+                return {}
+            parts = [results[name].double().flatten() * size for name, size in sizes.items()]
+            return {"logits": results["logits"], "gradients": torch.cat(parts).to(results["x"].dtype)}
+
+        return largest(joined(found), joined(plain), joined(oracle))
+
+
+MODEL: dict[str, Any] = {
+    "input_size": (5, 37), "num_classes": 7, "depth": 2, "heads": 2, "dim_head": 64, "dim": 64, "mlp_dim": 64,
+}  # fmt: skip
 
 
 def _beside(x: Tensor) -> Tensor:
@@ -120,7 +201,18 @@ BESIDES: dict[str, dict[str, Any]] = {
 """On the two architectures of data centres, in float32 or bfloat16."""
 
 
-def _trials() -> Iterator[tuple[str, Trial]]:
+MODELS: dict[str, dict[str, Any]] = {
+    "model, own plan, bfloat16": {"config": {}, "dtype": torch.bfloat16},
+    "model, merged, float16": {"config": {"formulation": "merged"}, "dtype": torch.float16},
+    "model, direct, bfloat16": {"config": {"formulation": "direct"}, "dtype": torch.bfloat16},
+    "model, 3 channels, lengths, float32": {"config": {"channels": 3}, "dtype": torch.float32, "lengths": (37, 20)},
+    "model, direct, TF32": {"config": {"formulation": "direct"}, "dtype": torch.float32, "precision": "high"},
+    "model, autocast, bfloat16": {"config": {"first_axis": "width"}, "dtype": torch.float32, "autocast": True},
+}
+"""Whole, on the two architectures of data centres."""
+
+
+def _trials() -> Iterator[tuple[str, Trial | ModelTrial]]:
     for arch in ARCHITECTURES:
         for name, (dtype, precision) in DTYPES.items():
             for form, what in FORMS.items():
@@ -136,15 +228,17 @@ def _trials() -> Iterator[tuple[str, Trial]]:
     for arch in (80, 90):
         for form, what in BESIDES.items():
             yield f"{form}, sm_{arch}", Trial(arch, **what)
+        for name, what in MODELS.items():
+            yield f"{name}, sm_{arch}", ModelTrial(arch, **what)
 
 
-TRIALS: dict[str, Trial] = dict(_trials())
+TRIALS: dict[str, Trial | ModelTrial] = dict(_trials())
 """By name."""
 SHORT = ("merged, bfloat16, sm_80", "direct, float16, sm_90", "low-rank, bfloat16, sm_86")
 """What `make test` executes where it executes any."""
 
 
-def run(trial: Trial, change: Change = unchanged, kept: dict[str, Any] | None = None) -> dict[str, Any]:
+def run(trial: Trial | ModelTrial, change: Change = unchanged, kept: dict[str, Any] | None = None) -> dict[str, Any]:
     """What comes of a trial: a fault or none, how many times the error that is allowed, what was executed.
 
     Args:
@@ -153,7 +247,7 @@ def run(trial: Trial, change: Change = unchanged, kept: dict[str, Any] | None = 
         kept: takes the results, those of plain PyTorch and of float64, as "found", "plain" and "oracle".
     """
     torch.set_float32_matmul_precision(trial.precision)
-    case = trial.case()
+    case: Any = trial.case()
     fault: FaultError | None = None
     found: dict[str, Tensor] = {}
     with executed(trial.arch, change) as execution:
@@ -165,7 +259,7 @@ def run(trial: Trial, change: Change = unchanged, kept: dict[str, Any] | None = 
     oracle = trial.results(case.changed(Tensor.double, torch.float64), "torch")
     if kept is not None:
         kept |= {"found": found, "plain": plain, "oracle": oracle}
-    share, worst = largest(found, plain, oracle)
+    share, worst = trial.largest(found, plain, oracle)
     return {"fault": None if fault is None else str(fault), "share": share, "worst": worst, **_told(execution)}
 
 
@@ -178,7 +272,7 @@ def _told(execution: Execution) -> dict[str, Any]:
     }
 
 
-def code(trial: Trial) -> tuple[str, ...]:
+def code(trial: Trial | ModelTrial) -> tuple[str, ...]:
     """Hashes of the instructions of all kernels of a trial; none is executed."""
     torch.set_float32_matmul_precision(trial.precision)
     with executed(trial.arch, compile_only=True) as execution:
@@ -186,7 +280,7 @@ def code(trial: Trial) -> tuple[str, ...]:
     return tuple(execution.code)
 
 
-def as_exact(case: Case, trial: Trial) -> Case:
+def as_exact(case: Any, trial: Trial | ModelTrial) -> Any:
     """What a CPU can compute as exactly as is asked for: for TF32, which it has not, float16 of as many bits."""
     return case.changed(Tensor.half, torch.float16) if trial.precision == "high" else case
 

@@ -23,10 +23,10 @@ from trust.parts.compilation import judgements
 
 NAME = "execution"
 WHAT = (
-    "Passes forward and backward on kernels as compiled for sm_80, 86, 89 and 90, in bfloat16, float16, float32 and "
-    "TF32, each configuration that models launch: their PTX executed thread by thread on a CPU, beside plain PyTorch, "
-    "float64 and Triton's interpreter; accesses outside of tensors and of shared memory, races between warps, copies, "
-    "fences and products that are not waited for. Faults planted in that PTX."
+    "Passes and whole models forward and backward on kernels as compiled for sm_80, 86, 89 and 90, in bfloat16, "
+    "float16, float32 and TF32, each configuration that models launch: their PTX executed thread by thread on a CPU, "
+    "beside plain PyTorch, float64 and Triton's interpreter; accesses outside of tensors and of shared memory, races "
+    "between warps, copies, fences and products that are not waited for. Faults planted in that PTX."
 )
 CANNOT = (
     "What the assembler makes of it, and kernels for sm_100 and later, whose tensor memory is not executed. One order "
@@ -117,12 +117,12 @@ def missed(planted: Sequence[dict[str, Any]]) -> list[str]:
 
 def _from_interpreter(name: str, folder: Path) -> tuple[float, str]:
     """How far, over what is allowed, executed results are from those of Triton's interpreter, and which is farthest."""
-    trial = trials.TRIALS[name]
+    trial: Any = trials.TRIALS[name]
     kept = torch.load(folder / f"{name}.pt", weights_only=True)
     with _precision(trial.precision), mock.patch.object(launch, "architecture", return_value=trial.arch):
         interpreted = trial.results(trial.case(), "triton")
     os.remove(folder / f"{name}.pt")
-    return trials.largest(kept["found"], kept["plain"], {key: x.double() for key, x in interpreted.items()})
+    return trial.largest(kept["found"], kept["plain"], {key: x.double() for key, x in interpreted.items()})
 
 
 @contextmanager
