@@ -180,7 +180,7 @@ QUICK_CPU = (
         Case(group, "default, 64x64", IN_USE["default, 64x64"], 1, models=(OURS, REFERENCE, REFERENCE_COMPILED))
         for group in CIRCUMSTANCES
     ),
-    Case(FORWARD, "default", {}, 1, "bfloat16", (OURS, REFERENCE)),
+    Case(FORWARD, "default", {}, 1, "bfloat16", (OURS, REFERENCE, VIT, AST)),
     *(Case(FORWARD, OF_EXAMPLE, _OF_EXAMPLE, batch, models=(OURS, REFERENCE)) for batch in (1, 16)),
     Case(STEP, OF_EXAMPLE, _OF_EXAMPLE, 16, models=(OURS, REFERENCE)),
     *_parts("default", 1, "float32", (OURS, REFERENCE, FUSED)),

@@ -112,7 +112,10 @@ def write_kernels(root: Path = ROOT) -> None:
 
 
 def _kernels(evidence: static.Evidence, counts: Path) -> Iterator[str]:
-    """Tables of the default model's kernels as compiled, and of passes as executed where they were."""
+    """Tables of the default model's kernels as compiled, and of each kernel as executed, where some were.
+
+    Of the passes that a kernel was executed in, the first one of the model's width is shown, or the first one.
+    """
     yield static.about(evidence)
     yield static.table(evidence)
     yield static.LEGEND

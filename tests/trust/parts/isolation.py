@@ -26,15 +26,16 @@ WHAT = (
     "NaN, infinities and 1e18 in tokens, class token and positions of every pass, NaN and infinities in each of its "
     "weights and biases, all of them and 3e38, which overflows, in the gradients of what comes out, and 1e30, which "
     "overflows too, in a pixel of a model: results are not finite where the reference's are not, and no others. NaN "
-    "or other neighbours in a batch, and its size, leave the bits of a sample alone, in chunks of rows as shipped and "
-    "in several chunks of a sample."
+    "or other neighbours in a batch leave the bits of a sample alone, in chunks of rows as shipped and in several "
+    "chunks of a sample, and so does the size of the batch where a chunk holds one sample."
 )
 CANNOT = (
     "What a GPU's own products do. What comes of a pass over tokens from 2e19 on, whose squares overflow float32, and "
     "of weights' gradients where others overflow. 16-bit passes along the height, and in float16 1e18 and 3e38, which "
     "it cannot hold. On Triton weights hold NaN alone, along the width, and of 16-bit passes those in bfloat16 NaN and "
     "infinity in tokens and the first gradient. The same bits in a batch of any size are promised without gradients on "
-    "a CPU, and elsewhere by `set_batch_invariant`; without it a table says how often they were the same."
+    "a CPU for large samples, whose chunks hold no other, and elsewhere by `set_batch_invariant`; without it a table "
+    "says how often they were the same."
 )
 
 VALUES = {"NaN": float("nan"), "infinity": float("inf"), "-infinity": -float("inf"), "1e18": 1e18}
