@@ -25,6 +25,7 @@ from septr_fast.report.results import OURS, Result, Run
 from septr_fast.report.sources import Sources, read
 from septr_fast.report.summary import ceilings, device, is_cpu, machine, model_size, sentences
 from septr_fast.report.units import duration
+from septr_fast.tuning import executed
 
 ROOT = Path(__file__).resolve().parents[2]
 README, PAGE, RESULTS = Path("README.md"), Path("docs/results.md"), Path("benchmarks/results")
@@ -112,10 +113,7 @@ def write_kernels(root: Path = ROOT) -> None:
 
 
 def _kernels(evidence: static.Evidence, counts: Path) -> Iterator[str]:
-    """Tables of the default model's kernels as compiled, and of each kernel as executed, where some were.
-
-    Of the passes that a kernel was executed in, the first one of the model's width is shown, or the first one.
-    """
+    """Tables of the default model's kernels as compiled, and of each kernel as executed, where some were."""
     yield static.about(evidence)
     yield static.table(evidence)
     yield static.LEGEND
@@ -123,10 +121,7 @@ def _kernels(evidence: static.Evidence, counts: Path) -> Iterator[str]:
     if counts.exists():
         dtype, arch = evidence.shown
         yield EXECUTED
-        with counts.open(encoding="utf-8") as lines:
-            found = [row for row in csv.DictReader(lines) if row["pass"].endswith(f", {dtype}, sm_{arch}")]
-        shown = {row["kernel"]: row for row in sorted(found, key=lambda row: "256" not in row["pass"])[::-1]}
-        chosen = [{**row, "pass": row["pass"].removesuffix(f", {dtype}, sm_{arch}")} for row in shown.values()]
+        chosen = list(executed.of_kernels(executed.read(counts), dtype, arch, wide=True).values())
         columns = ["kernel", *(name for name in (chosen or [{}])[0] if name != "kernel")]
         yield tables.markdown(columns, sorted([row[name] for name in columns] for row in chosen))
         yield f"All passes, dtypes and architectures: [{counts.name}](trust/{counts.name})."

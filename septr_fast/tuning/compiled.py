@@ -11,11 +11,10 @@ import hashlib
 import json
 import os
 import re
-import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, fields
@@ -28,9 +27,11 @@ from triton.backends.nvidia.compiler import get_ptxas
 
 from septr_fast.kernels.launch import Launch, compile_only
 from septr_fast.tuning import running_products
+from septr_fast.tuning.disassembly import disassembled, registers_and_stack
 
 _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)", re.MULTILINE)
-_USAGE = re.compile(r"REG:(\d+) STACK:(\d+)")
+TOGETHER = 32
+"""Kernels that are disassembled by one run."""
 
 
 @dataclass(frozen=True)
@@ -141,26 +142,39 @@ def compile_all(
         progress: called after each one.
     """
     cache.mkdir(parents=True, exist_ok=True)
-    results: dict[str, Compiled | Failed] = {}
+    kept = {key: cache / f"{key}.json" for key in launches}
+    results: dict[str, Compiled | Failed] = {
+        key: Compiled(**json.loads(path.read_text(encoding="utf-8"))) for key, path in kept.items() if path.exists()
+    }
+    for _ in results:
+        progress()
+    due = [key for key in launches if key not in results]
     with _driver(), ThreadPoolExecutor(jobs) as pool:
-        futures = {pool.submit(_cached, key, *item, cache): key for key, item in launches.items()}
-        for future in as_completed(futures):
-            results[futures[future]] = future.result()
-            progress()
+        for arch in dict.fromkeys(launches[key][1] for key in due):
+            keys = [key for key in due if launches[key][1] == arch]
+            batches = [keys[place : place + TOGETHER] for place in range(0, len(keys), TOGETHER)]
+            for batch in batches:
+                kernels = pool.map(lambda key: attempted(*launches[key], progress), batch)
+                for key, found in zip(batch, inspect(list(kernels), arch), strict=True):
+                    results[key] = found
+                    if isinstance(found, Compiled):
+                        keep(key, found, cache)
     return results
 
 
-def _cached(key: str, launch: Launch, arch: int, cache: Path) -> Compiled | Failed:
-    path = cache / f"{key}.json"
-    if path.exists():
-        return Compiled(**json.loads(path.read_text(encoding="utf-8")))
+def attempted(launch: Launch, arch: int, progress: Callable[[], object] = lambda: None) -> Any:
+    """What Triton makes of `launch` on `arch`, as `inspect` takes it: a compiled kernel, or why there is none."""
     try:
-        result = inspect(_warm_up(launch, arch, "compile"), arch)
+        return _warm_up(launch, arch, "compile")
     except Exception as error:
-        lines = str(error).strip().splitlines() or [""]
-        return Failed(" … ".join(dict.fromkeys((f"{type(error).__name__}: {lines[0]}", lines[-1]))))
-    keep(key, result, cache)
-    return result
+        return _failed(error)
+    finally:
+        progress()
+
+
+def _failed(error: Exception) -> Failed:
+    lines = str(error).strip().splitlines() or [""]
+    return Failed(" … ".join(dict.fromkeys((f"{type(error).__name__}: {lines[0]}", lines[-1]))))
 
 
 def keep(key: str, result: Compiled, cache: Path) -> None:
@@ -170,19 +184,26 @@ def keep(key: str, result: Compiled, cache: Path) -> None:
     os.replace(file.name, cache / f"{key}.json")
 
 
-def inspect(kernel: Any, arch: int) -> Compiled:
-    """Disassemble a compiled kernel and count."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(kernel.asm["cubin"])
-        file.flush()
-        usage = _USAGE.search(_run(triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name))
-        machine_code = _run(triton.knobs.nvidia.nvdisasm.path, "-c", "--no-dataflow", file.name)
-    counts, beside = Counter(_INSTRUCTION.findall(machine_code)), running_products.scan(machine_code)
-    if usage is None or not counts:
-        raise ValueError(f"no machine code found for sm_{arch}")
+def inspect(kernels: Sequence[Any], arch: int) -> list[Compiled | Failed]:
+    """Disassemble kernels that were compiled for `arch`, and count; what has failed stays as it is."""
+    sound = [kernel for kernel in kernels if not isinstance(kernel, Failed)]
+    try:
+        texts = iter(disassembled([kernel.asm["cubin"] for kernel in sound], arch) if sound else ())
+    except Exception as error:
+        return [kernel if isinstance(kernel, Failed) else _failed(error) for kernel in kernels]
+    return [kernel if isinstance(kernel, Failed) else _counted(kernel, next(texts)) for kernel in kernels]
+
+
+def _counted(kernel: Any, machine_code: str) -> Compiled | Failed:
+    counts = Counter(_INSTRUCTION.findall(machine_code))
+    try:
+        beside = running_products.scan(machine_code)
+        registers, stack = registers_and_stack(kernel.asm["cubin"])
+    except Exception as error:
+        return _failed(error)
     return Compiled(
-        registers=int(usage[1]),
-        stack=int(usage[2]),
+        registers=registers,
+        stack=stack,
         spills=counts["STL"] + counts["LDL"],
         shared_memory=kernel.metadata.shared,
         tensor_memory=kernel.metadata.tmem_size,
@@ -190,7 +211,3 @@ def inspect(kernel: Any, arch: int) -> Compiled:
         touched=len(beside.touched),
         stores_beside=len(beside.stores),
     )
-
-
-def _run(*command: str) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout

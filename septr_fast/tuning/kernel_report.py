@@ -10,7 +10,7 @@ them any tensor-core instruction is asked.
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from septr_fast.kernels.launch import SHARED_MEMORY, Launch, ceil_div
-from septr_fast.tuning import compiled
+from septr_fast.tuning import compiled, executed
 from septr_fast.tuning.compiled import Compiled, Failed, compile_all, identity
 from septr_fast.tuning.tensor_bytes import distinct_bytes
 
@@ -214,8 +214,8 @@ _HEADER = (
 )  # fmt: skip
 
 
-def table(entries: Sequence[Entry]) -> str:
-    """Columns to read, one table per case, each followed by what falls short.
+def table(entries: Sequence[Entry], counted: Sequence[executed.Row] = ()) -> str:
+    """Columns to read, one table per case, each followed by what falls short, and by what was counted of its kernels.
 
     Programs, operations and bytes are those of a kernel's largest launch; bytes are the floor, every distinct
     tensor read or written once. The operations executed are over those of use. Beside: stores to shared memory while
@@ -223,15 +223,35 @@ def table(entries: Sequence[Entry]) -> str:
     compiled code checks address by address.
     """
     cases = dict.fromkeys(entry.case for entry in entries)
-    return "\n\n".join(_case_table(case, [entry for entry in entries if entry.case == case]) for case in cases)
+    return "\n\n".join(
+        text
+        for case in cases
+        for text in _case_tables(case, [entry for entry in entries if entry.case == case], counted)
+    )
 
 
-def _case_table(case: Case, entries: Sequence[Entry]) -> str:
+def _case_tables(case: Case, entries: Sequence[Entry], counted: Sequence[executed.Row]) -> Iterator[str]:
     title = f"{case.model}, {case.dtype}, sm_{case.arch} ({SHARED_MEMORY[case.arch]} bytes of shared memory)"
     rows = [_HEADER, *(_cells(entry) for entry in entries)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([title, *lines, *(f"  {text}" for entry in entries for text in complaints(entry))])
+    yield "\n".join([title, *_aligned(rows), *(f"  {text}" for entry in entries for text in complaints(entry))])
+    found = counts(case, entries, counted)
+    if found:
+        header = ("kernel", *(name for name in next(iter(found.values())) if name != "kernel"))
+        rows = [header, *(tuple(row[name] for name in header) for row in found.values())]
+        yield "\n".join(
+            [f"executed on a CPU, per program, in small passes: {case.dtype}, sm_{case.arch}", *_aligned(rows)]
+        )
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def counts(case: Case, entries: Iterable[Entry], counted: Sequence[executed.Row]) -> dict[str, executed.Row]:
+    """Of the rows that `executed.read` gives, one for each kernel of a case that was executed."""
+    found = executed.of_kernels(counted, case.dtype, case.arch, wide=case.model == DEFAULT)
+    return {name: found[name] for name in dict.fromkeys(entry.name for entry in entries) if name in found}
 
 
 def complaints(entry: Entry) -> list[str]:

@@ -13,8 +13,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-_LINE = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z][A-Z0-9_]*)(\S*)\s*([^;]*);")
-_LABEL = re.compile(r"^(\.L_\w+):")
+_LINE = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z][A-Z0-9_]*)(\S*)\s*([^;]*);")
+_SCHEDULE = re.compile(r"\s+[&?]\w.*")
+"""What newer architectures' instructions are followed by."""
+_TARGET = re.compile(r"0x([0-9a-f]+)$")
 _REGISTER = re.compile(r"(?<![A-Za-z])R(\d+)")
 _PREDICATE = re.compile(r"!?U?P\w+$")
 _SHAPE = re.compile(r"\.64x(\d+)x\d+\.(F32|F16)")
@@ -29,8 +31,9 @@ _MOST_GROUPS = 4
 
 
 class Instruction(NamedTuple):
-    """One line: its guard, operation, suffixes and operands."""
+    """One line: its address, guard, operation, suffixes and operands."""
 
+    address: int
     guard: str | None
     name: str
     suffixes: str
@@ -86,7 +89,7 @@ class Found:
 
 
 def scan(machine_code: str) -> Found:
-    """Read disassembled machine code, as `nvdisasm -c` writes it."""
+    """Read one kernel's machine code, as `disassembly.disassembled` gives it."""
     blocks, following = _blocks(machine_code)
     before: dict[int, Running] = {0: Running()} if blocks else {}
     due = [0] if blocks else []
@@ -200,38 +203,38 @@ def _range(first: int, count: int) -> int:
 
 def _blocks(machine_code: str) -> tuple[list[list[Instruction]], list[list[int]]]:
     """The instructions from one place where ways part or meet to the next, and which blocks follow on each."""
-    blocks: list[list[Instruction]] = [[]]
-    labels: dict[str, int] = {}
-    for line in machine_code.splitlines():
-        if label := _LABEL.match(line):
-            if blocks[-1]:
-                blocks.append([])
-            labels[label[1]] = len(blocks) - 1
-        elif one := _instruction(line):
-            blocks[-1].append(one)
-            if one.name in ("BRA", "EXIT"):
-                blocks.append([])
-    if not blocks[-1]:
-        blocks.pop()
-    return blocks, [list(_following(place, block, labels, len(blocks))) for place, block in enumerate(blocks)]
+    code = [one for one in map(_instruction, machine_code.splitlines()) if one is not None]
+    targets = {_target(one) for one in code if one.name == "BRA"}
+    blocks: list[list[Instruction]] = []
+    for before, one in zip((None, *code), code, strict=False):
+        if before is None or before.name in ("BRA", "EXIT") or one.address in targets:
+            blocks.append([])
+        blocks[-1].append(one)
+    places = {block[0].address: place for place, block in enumerate(blocks)}
+    return blocks, [list(_following(place, block[-1], places)) for place, block in enumerate(blocks)]
 
 
-def _following(place: int, block: list[Instruction], labels: dict[str, int], count: int) -> Iterator[int]:
-    last = block[-1]
+def _following(place: int, last: Instruction, places: dict[int, int]) -> Iterator[int]:
     if last.name == "BRA":
-        target = re.search(r"\.L_\w+", last.text)
-        if target is None or target[0] not in labels:
+        target = _target(last)
+        if target not in places:
             raise ValueError(f"no place to go to: {last.text}")
-        if labels[target[0]] < count:
-            yield labels[target[0]]
-    if (last.name not in ("BRA", "EXIT") or last.guard is not None) and place + 1 < count:
+        yield places[target]
+    if (last.name not in ("BRA", "EXIT") or last.guard is not None) and place + 1 < len(places):
         yield place + 1
+
+
+def _target(branch: Instruction) -> int:
+    """The address that a branch goes to; -1 where none can be read."""
+    found = _TARGET.search(branch.operands[-1]) if branch.operands else None
+    return int(found[1], 16) if found else -1
 
 
 def _instruction(line: str) -> Instruction | None:
     parts = _LINE.match(line)
     if parts is None:
         return None
-    guard, name, suffixes, operands = parts.groups()
+    address, guard, name, suffixes, operands = parts.groups()
+    operands = _SCHEDULE.sub("", operands)
     named = [operand.strip() for operand in operands.split(",")] if operands.strip() else []
-    return Instruction(guard, name, suffixes, named, line.split("*/", 1)[1].strip())
+    return Instruction(int(address, 16), guard, name, suffixes, named, line.split("*/", 1)[1].strip())

@@ -32,11 +32,15 @@ BRA `(.L_x_1);
 
 
 def scanned(text: str) -> Found:
-    """What is found in lines that are given addresses, but for labels."""
-    lines = [line for line in text.splitlines() if line]
-    return scan(
-        "\n".join(line if line[0] == "." else f"        /*{16 * n:04x}*/   {line}" for n, line in enumerate(lines))
-    )
+    """What is found in lines that are given addresses, which stand for labels where these are gone to."""
+    lines: list[str] = []
+    for line in filter(None, text.splitlines()):
+        if line.startswith(".L"):
+            text = text.replace(f"`({line[:-1]})", f"{16 * len(lines):#x}")
+        else:
+            lines.append(line)
+    code = [line for line in filter(None, text.splitlines()) if not line.startswith(".L")]
+    return scan("\n".join(f"        /*{16 * place:04x}*/   {line}" for place, line in enumerate(code)))
 
 
 def test_nothing_is_found_in_what_waits() -> None:
@@ -122,6 +126,6 @@ def test_kernels_without_such_products() -> None:
 
 def test_what_cannot_be_read_is_named() -> None:
     with pytest.raises(ValueError, match="no place to go to: BRA"):
-        scanned("BRA `(.L_x_7) ;")
+        scanned("BRA 0x70 ;")
     with pytest.raises(ValueError, match="no size of a product"):
         scanned("HGMMA.SP R24, R4, gdesc[UR8], R24 ;")

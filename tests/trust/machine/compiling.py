@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -73,10 +73,18 @@ class _Called:
         self.given = given
 
 
-def recorded(full: bool) -> Iterator[tuple[Case, list[Launch]]]:
-    """The launches of every model, dtype and architecture; in short those of one small model in few cases."""
+def recorded(
+    full: bool, architectures: Sequence[int] = ARCHITECTURES, varied: bool = True
+) -> Iterator[tuple[Case, list[Launch]]]:
+    """The launches of every model, dtype and architecture; in short those of one small model in few cases.
+
+    Args:
+        full: whether in full.
+        architectures: compute capabilities.
+        varied: whether with those for tensors that lie otherwise than models lay them.
+    """
     models = {**kernel_launches.MODELS, **WIDE}
-    cases = [(model, dtype, arch) for dtype in DTYPES for model in models for arch in ARCHITECTURES]
+    cases = [(model, dtype, arch) for dtype in DTYPES for model in models for arch in architectures]
     if not full:
         cases = [(SHORT_MODEL, *key) for key in SHORT]
     before = torch.get_float32_matmul_precision()
@@ -86,7 +94,7 @@ def recorded(full: bool) -> Iterator[tuple[Case, list[Launch]]]:
             torch.set_float32_matmul_precision(precision)
             found = kernel_launches.launches(models[model], dtype, arch, mixed=model == DEFAULT)
             yield Case(model, name, arch), found
-            if full and VARIED.get(arch) == name and model in kernel_launches.MODELS and model != DEFAULT:
+            if full and varied and VARIED.get(arch) == name and model in kernel_launches.MODELS and model != DEFAULT:
                 yield Case(model + MISALIGNED, name, arch), [misaligned(one) for one in found]
                 yield Case(model + FAR, name, arch), [far_apart(one) for one in found]
     finally:
@@ -169,20 +177,27 @@ def has_products(one: Launch) -> bool:
     return "INPUT_PRECISION" in one.kernel.arg_names
 
 
-def judged(work: Work, fusion: bool = True) -> dict[str, Any]:
-    """Compile a kernel, without any cache, and tell what is found and what is wrong."""
+def judged(works: Sequence[Work], fusion: bool = True) -> list[dict[str, Any]]:
+    """Compile kernels for one architecture, without any cache, and tell what is found in each and what is wrong."""
+    arch = works[0].case.arch
+    with compiled._driver(), mock.patch.object(launch, "_options", _with_fusion(fusion)):
+        kernels = [_compiled(work) for work in works]
+    found = compiled.inspect(kernels, arch)
+    return [_judged(*parts, fusion) for parts in zip(works, kernels, found, strict=True)]
+
+
+def _compiled(work: Work) -> Any:
+    kernel = compiled.attempted(work.launch, work.case.arch)
+    work.launch.kernel.device_caches.clear()
+    return kernel
+
+
+def _judged(work: Work, kernel: Any, found: compiled.Compiled | compiled.Failed, fusion: bool) -> dict[str, Any]:
     case, one = work.case, work.launch
-    try:
-        with compiled._driver(), mock.patch.object(launch, "_options", _with_fusion(fusion)):
-            kernel = compiled._warm_up(one, case.arch, "trust")
-            found: compiled.Compiled | compiled.Failed = compiled.inspect(kernel, case.arch)
-    except Exception as error:
-        kernel, found = None, compiled.Failed(f"{type(error).__name__}: {str(error)[:200]}")
-    one.kernel.device_caches.clear()
     entry = Entry(case, [one], found, work.identity)
     wrong = [line for line in complaints(entry) if not (_variant(case) and "spill registers" in line)]
     told: dict[str, Any] = {"kernel": one.name, **case._asdict(), "identity": work.identity}
-    if kernel is not None and isinstance(found, compiled.Compiled):
+    if isinstance(found, compiled.Compiled):
         where = f"{one.name} on sm_{case.arch}, {case.dtype}, {case.model}"
         asked = machine_code.Asked(case.dtype, fusion)
         wrong += [f"{where}: {fault}" for fault in machine_code.faults(kernel.asm, found.tensor_cores, asked)]
@@ -194,7 +209,7 @@ def judged(work: Work, fusion: bool = True) -> dict[str, Any]:
 
 def both_ways(work: Work) -> dict[str, Any]:
     """A kernel with contraction and without: its code must be that asked for, and fewer products contracted."""
-    with_fusion, without = judged(work), judged(work, fusion=False)
+    [with_fusion], [without] = judged([work]), judged([work], fusion=False)
     wrong = with_fusion["wrong"] + without["wrong"]
     counts = [told["code"]["multiply-adds"] if "code" in told else 0 for told in (with_fusion, without)]
     if counts[0] <= counts[1]:
@@ -219,16 +234,28 @@ def report(full: bool) -> Iterator[dict[str, Any]]:
     wrong += rows.unused(used) if full else []
     wrong += [] if number else ["no model launched a kernel"]
     yield {"launches": number, "rows": len(used & rows.of_kernels()), "wrong": list(dict.fromkeys(wrong))}
-    known = judgements.read()
-    twice: set[int] = set()
+    yield from _judgements(works)
+
+
+def _judgements(works: Sequence[Work]) -> Iterator[dict[str, Any]]:
+    """What is said of each kernel: what is known as it was, then those compiled both ways, then all others."""
+    known, twice = judgements.read(), set[int]()
+    due: dict[int, list[tuple[Work, str]]] = {}
     for work in works:
         both = work.launch.name == BOTH_WAYS and work.case.arch not in twice
         twice |= {work.case.arch} if both else set()
         key = judgements.key(work.identity, work.case.dtype if has_products(work.launch) else "", both)
         if key in known:
             yield {**known[key], **work.case._asdict(), "again": False}
+        elif both:
+            yield {**both_ways(work), "key": key, "again": True}
         else:
-            yield {**(both_ways(work) if both else judged(work)), "key": key, "again": True}
+            due.setdefault(work.case.arch, []).append((work, key))
+    for of_arch in due.values():
+        for first in range(0, len(of_arch), compiled.TOGETHER):
+            chosen, keys = zip(*of_arch[first : first + compiled.TOGETHER], strict=True)
+            for told, key in zip(judged(chosen), keys, strict=True):
+                yield {**told, "key": key, "again": True}
 
 
 def main(full: bool) -> None:

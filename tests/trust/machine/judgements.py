@@ -17,7 +17,10 @@ from benchmarks.suite.evidence import ROOT, digest
 FILE = ROOT / "docs" / "trust" / "compilation-kernels.json"
 JUDGES = (
     *(ROOT / "tests" / "trust" / "machine" / f"{name}.py" for name in ("compiling", "machine_code")),
-    *(ROOT / "septr_fast" / "tuning" / f"{name}.py" for name in ("compiled", "kernel_report")),
+    *(
+        ROOT / "septr_fast" / "tuning" / f"{name}.py"
+        for name in ("compiled", "disassembly", "kernel_report", "running_products")
+    ),
 )
 """Files that decide what a judgement says."""
 

@@ -92,11 +92,12 @@ def shipped() -> compiling.Work:
 
 def judgements() -> Iterator[dict[str, Any]]:
     """Each fault by name, with what is found wrong."""
-    for fault, dtype in FAULTS.items():
-        yield {"fault": fault, "wrong": compiling.judged(planted(fault, dtype))["wrong"]}
     work = shipped()
     few_warps = replace(work.launch, config=Config({"BLOCK_M": 64, "BLOCK_H": 16}, 1))
-    yield {"fault": "spilling", "wrong": compiling.judged(replace(work, launch=few_warps))["wrong"]}
+    works = {fault: planted(fault, dtype) for fault, dtype in FAULTS.items()}
+    works["spilling"] = replace(work, launch=few_warps)
+    for fault, told in zip(works, compiling.judged(list(works.values())), strict=True):
+        yield {"fault": fault, "wrong": told["wrong"]}
     options = launch._options
     for fault, changed in CHANGES.items():
         with mock.patch.object(launch, "_options", lambda config, changed=changed: changed(options(config))):

@@ -16,7 +16,6 @@ from septr_fast.kernels import launch
 from support.execution import trials
 from support.execution.launches import build
 
-from septr_fast.tuning import kernel_launches
 from trust.machine import compiling
 from trust.outcome import Outcome, Progress
 from trust.parts.compilation import judgements
@@ -141,8 +140,7 @@ def _not_executed(told: dict[str, dict[str, Any]]) -> list[str]:
     executed = set(_builds(told))
     shipped = {
         (build(one), case.dtype, case.arch)
-        for case, launches in compiling.recorded(full=True)
-        if case.arch in trials.ARCHITECTURES and case.model in (*kernel_launches.MODELS, *compiling.WIDE)
+        for case, launches in compiling.recorded(full=True, architectures=trials.ARCHITECTURES, varied=False)
         for one in launches
     }
     return [f"{name}, {dtype}, sm_{arch}: not executed" for name, dtype, arch in sorted(shipped - executed)]
