@@ -247,7 +247,14 @@ class SepTrBlock(reference.SepTrBlock):
             for position, (step, (_, transformer, _)) in enumerate(zip(steps, self._order(), strict=True))
         ]
 
+    @property
+    def weighs(self) -> bool:
+        """Whether small work may run as written: not where a formulation, a backend or little memory is asked for."""
+        return self.backend == "auto" and not self.recompute and not any(self.formulation)
+
     def _possible(self, step: Step, transformer: nn.Module, position: int) -> Step:
+        if step.formulation == WRITTEN:
+            return step
         reason = why_written(transformer)
         if reason is not None:
             backends.log_once(f"the transformer along the {step.shape.axis} runs as written: {reason}")
@@ -285,6 +292,8 @@ class SepTrBlock(reference.SepTrBlock):
             The grid `(batch, height, width, dim)` (as it came in to a class-only pass, which makes
             none) and the class token `(batch, dim)`.
         """
+        if grid.is_cpu and lengths is None and observe is None and self.weighs and not records():
+            steps = [step.for_batch(len(grid), trains=torch.is_grad_enabled()) for step in steps]
         steps = self.possible(steps)
         device_type, low_rank = grid.device.type, steps[0].formulation == "low-rank"
         autocast = autocasts(device_type)
@@ -302,20 +311,22 @@ class SepTrBlock(reference.SepTrBlock):
                 positions = pos_embedding[0, 0]
                 if observe is not None:
                     observe(axis, transformer, grid, cls_token, positions)
+                if weights is None:
+                    with torch.autocast(device_type, autocast_dtype) if autocast else nullcontext():
+                        grid, cls_token = written_pass(
+                            grid, cls_token, positions, transformer, axis, lengths, recompute=self.recompute
+                        )
+                    owned = False  # A hook of the transformer may have kept it.
+                    continue
                 settings = Settings(
                     axis=axis,
-                    dropout=NO_DROPOUT if weights is None else read_dropout(transformer),
+                    dropout=read_dropout(transformer),
                     recompute=self.recompute,
                     lengths=lengths,
                     dtype=parameter_dtype,
                     in_place=owned,
                     backend=self.backend,
                 )
-                if weights is None:
-                    with torch.autocast(device_type, autocast_dtype) if autocast else nullcontext():
-                        grid, cls_token = written_pass(grid, cls_token, positions, transformer, settings)
-                    owned = False  # A hook of the transformer may have kept it.
-                    continue
                 if step.formulation == "low-rank":
                     grid, cls_token = dispatch.low_rank_pass(grid, weights, settings)
                 elif step.formulation == "class-only":
@@ -367,28 +378,22 @@ class SepTrBlock(reference.SepTrBlock):
 
         They are part of the graph where gradients can reach the parameters, otherwise kept across calls.
         """
-        formulations = tuple(step.formulation for step in steps)
+        formulations, order = tuple(step.formulation for step in steps), self._order()
 
         def folded() -> list[Folded | None]:
+            low_rank = formulations[0] == "low-rank"
+            tokens = Tokens(cast(nn.Linear, self.projection), cls_token[0], order[0][2][0, 0]) if low_rank else None
             return [
-                None
-                if formulation == WRITTEN
-                else fold(transformer, formulation, dtype, self._tokens(formulation, cls_token, positions))
-                for formulation, (_, transformer, positions) in zip(formulations, self._order(), strict=True)
+                None if formulation == WRITTEN else fold(transformer, formulation, dtype, tokens)
+                for formulation, (_, transformer, _) in zip(formulations, order, strict=True)
             ]
 
-        if records() or cls_token.is_meta:
+        if records() or cls_token.is_meta or set(formulations) == {WRITTEN}:
             return folded()
         parameters = self._sources(steps, cls_token)
         if differentiates(*parameters):
             return folded()
-        read = [entry[1] for entry, step in zip(self._order(), steps, strict=True) if step.formulation != WRITTEN]
+        read = [entry[1] for entry, formulation in zip(order, formulations, strict=True) if formulation != WRITTEN]
         norms = [sublayer.norm for transformer in read for sublayer in transformer.sublayers]
         key = (formulations, dtype, *(norm.eps for norm in norms))
         return self._cache.get(key, parameters, folded, compared=compared)
-
-    def _tokens(self, formulation: str, cls_token: Tensor, positions: Tensor) -> Tokens | None:
-        """What the tokens of a low-rank transformer are made of; None for other formulations."""
-        if formulation != "low-rank":
-            return None
-        return Tokens(cast(nn.Linear, self.projection), cls_token[0], positions[0, 0])

@@ -343,7 +343,8 @@ class SepTr(reference.SepTr):
                 notes += [f"{step.name} runs {step.formulation}: {step.reason}" for step in own if step.reason]
                 steps += own
         outputs = self.fc.out_features if isinstance(self.fc, nn.Linear) else 0
-        return Plan(tuple(steps), outputs, self.cls_token.element_size(), tuple(notes))
+        weighs = all(block.weighs for block in self.transformer if isinstance(block, SepTrBlock))
+        return Plan(tuple(steps), outputs, self.cls_token.element_size(), tuple(notes), weighs)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute in the backward pass: a tenth of the memory of the original for about a third more work."""

@@ -31,6 +31,9 @@ def pytest_configure(config: pytest.Config) -> None:
     from audio import plain_numba
 
     plain_numba.install()
+    from support.folding import fold_always
+
+    fold_always()
     if config.getoption("--device") == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"
         from support.kernels import interpreter

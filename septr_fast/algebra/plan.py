@@ -11,11 +11,23 @@ the statistics left out.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
 
 FORMULATIONS = ("direct", "merged", "low-rank", "class-only")
 WRITTEN = "as written"
-"""In place of a formulation: the transformer is called as the original is, since its weights cannot be folded."""
+"""In place of a formulation: the transformer is called as the original is, since its weights cannot be folded, or since
+so little work is left to save that it is not worth folding."""
+
+OVERHEAD_FLOP = 50_000_000
+"""What a CPU could compute in the time that a folded transformer takes for itself, whatever the batch."""
+BYTE_FLOP = 35
+"""The same for each byte of the weights, which are compared with what was folded."""
+BYTES = 4
+"""Of a weight, as its dtype is left aside."""
+FOLDING = 2
+"""How many times as long as a pass's operations those of folding take, in training: they are products of few rows."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +174,9 @@ class Step:
     formulation: str
     reason: str | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        return asdict(self) | {"shape": self.shape}  # Nothing that was found out besides.
+
     @property
     def reference_flops(self) -> int:
         """Work of a sample as the original is written."""
@@ -176,6 +191,24 @@ class Step:
     def fold_flops(self) -> int:
         """Work of folding this transformer's weights."""
         return fold_flops(self.shape, self.formulation)
+
+    @cached_property
+    def least_batches(self) -> tuple[int, int]:
+        """Samples from which on folded weights pay on a CPU: without gradients, and with them."""
+        shape, saved = self.shape, max(self.reference_flops - self.flops, self.reference_flops // 10)
+        weights = 4 * shape.dim * shape.heads * shape.dim_head + 2 * shape.dim * shape.mlp_dim
+        costs = (OVERHEAD_FLOP + BYTE_FLOP * BYTES * weights, OVERHEAD_FLOP + FOLDING * self.fold_flops)
+        evaluates, trains = (-(-cost // max(1, saved)) for cost in costs)
+        return evaluates, trains
+
+    @cached_property
+    def written(self) -> Step:
+        """The same transformer as the original is written."""
+        return replace(self, formulation=WRITTEN)
+
+    def for_batch(self, samples: int, *, trains: bool) -> Step:
+        """This step, or the one as written where that is quicker on a CPU for so many samples."""
+        return self if samples >= self.least_batches[trains] else self.written
 
     @property
     def reference_saved_values(self) -> int:
@@ -200,12 +233,14 @@ class Plan:
         num_classes: outputs of the classifier where that is a linear layer, otherwise 0.
         itemsize: bytes per value.
         notes: what runs as it is written, and why; printed below the table.
+        weighs: whether on a CPU small batches run as written.
     """
 
     steps: tuple[Step, ...]
     num_classes: int
     itemsize: int = 4
     notes: tuple[str, ...] = ()
+    weighs: bool = False
 
     def _classifier(self, batch: int) -> int:
         return 2 * batch * self.steps[-1].shape.dim * self.num_classes
@@ -236,7 +271,7 @@ class Plan:
             for pairs in (list(enumerate(zip(row, widths, strict=True))) for row in table)
         ]
         lines.insert(1, "  ".join("-" * width for width in widths))
-        return "\n".join([*lines, "", *self._totals(), *self.notes])
+        return "\n".join([*lines, "", *self._totals(), *self._small(), *self.notes])
 
     def _cells(self, step: Step) -> tuple[str, ...]:
         shape, megabytes = step.shape, self.itemsize / 1e6
@@ -249,6 +284,16 @@ class Plan:
             f"{step.reference_saved_values * megabytes:.1f}",
             f"{step.saved_values * megabytes:.1f}",
         )
+
+    def _small(self) -> list[str]:
+        """From how many samples on a CPU does not run transformers as written; nothing where that is always one."""
+        if not self.weighs:
+            return []
+        evaluates, trains = (max(step.least_batches[place] for step in self.steps) for place in (0, 1))
+        if max(evaluates, trains) <= 1:
+            return []
+        least = f"{evaluates} spectrograms at a time, {trains} in training"
+        return [f"on a CPU all transformers run so from {least}, of fewer some as written: folding would cost more"]
 
     def _totals(self) -> list[str]:
         written, run = self.reference_flops(), self.flops()

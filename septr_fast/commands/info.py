@@ -64,7 +64,7 @@ def assembler(capability: int | None) -> list[str]:
     """Triton's assembler for a CUDA device, and what is known to be wrong with it."""
     if capability is None or backend.versions()["triton"] is None:
         return []
-    from septr_fast.tuning import assemblers
+    from septr_fast.tuning.assembly import assemblers
 
     first, *faults = assemblers.described(capability)
     return [f"  assembler        {first}", *(f"    {fault}" for fault in faults)]

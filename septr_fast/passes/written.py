@@ -1,6 +1,7 @@
 """A pass as the original is written: its transformer is called, whatever it is made of.
 
-For transformers whose weights cannot be folded (`septr_fast.algebra.reading.why_written`).
+For transformers whose weights cannot be folded (`septr_fast.algebra.reading.why_written`), and for so little work on a
+CPU that starting operations is most of it.
 """
 
 from __future__ import annotations
@@ -14,9 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from septr_fast.passes.lengths import Lengths
 from septr_fast.passes.observers import transforms
-from septr_fast.passes.settings import Settings
 from septr_fast.passes.torch.chunks import rows_of
-from septr_fast.reference import attend
 
 Call = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -26,7 +25,10 @@ def written_pass(
     cls_token: Tensor,
     pos_embedding: Tensor,
     transformer: nn.Module,
-    settings: Settings,
+    axis: str,
+    lengths: Lengths | None = None,
+    *,
+    recompute: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Add positions and call `transformer` on every sequence.
 
@@ -37,14 +39,15 @@ def written_pass(
         cls_token: `(batch, dim)`.
         pos_embedding: `(1 + length, dim)`, the class token's position first.
         transformer: from `(batch, rows, 1 + length, dim)` to the same shape.
-        settings: axis, lengths, and whether to keep only what goes in for the backward pass.
+        axis: "height" or "width".
+        lengths: valid tokens of each sample; None for all.
+        recompute: whether to keep only what goes in for the backward pass.
 
     Returns:
         The grid `(batch, height, width, dim)`, with zeros in padding, and the class token `(batch, dim)`.
     """
     call: Call = partial(_attend, transformer)
-    axis, lengths = settings.axis, settings.lengths
-    if settings.recompute and torch.is_grad_enabled() and not transforms():
+    if recompute and torch.is_grad_enabled() and not transforms():
         call = partial(checkpoint, call, use_reentrant=False)
     rows = rows_of(grid, axis)
     if lengths is None:
@@ -64,8 +67,9 @@ def written_pass(
 
 def _attend(transformer: nn.Module, rows: Tensor, cls_token: Tensor, pos_embedding: Tensor) -> tuple[Tensor, Tensor]:
     """`reference.attend` on a class token `(batch, dim)` and positions `(tokens, dim)`."""
-    out, cls_token = attend(rows, cls_token[:, None, None], pos_embedding[None, None], transformer)
-    return out, cls_token[:, 0, 0]
+    in_front = cls_token[:, None, None].expand(-1, rows.shape[1], -1, -1)
+    tokens: Tensor = transformer(torch.cat([in_front, rows], dim=2) + pos_embedding)
+    return tokens[:, :, 1:], tokens[:, :, 0].mean(1)
 
 
 def _alike(lengths: Lengths) -> Iterator[tuple[Tensor, int]]:

@@ -26,8 +26,8 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 
 from septr_fast.kernels.launch import Launch, compile_only
-from septr_fast.tuning import running_products
-from septr_fast.tuning.disassembly import disassembled, registers_and_stack
+from septr_fast.tuning.assembly import running_products
+from septr_fast.tuning.assembly.disassembly import disassembled, registers_and_stack
 
 _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)", re.MULTILINE)
 TOGETHER = 32

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import soundfile
 import torch
-from support.benchmark_runs import CLASSES, CPU, FORWARD, STEP, Timer, runner
+from support.runs.benchmark_runs import CLASSES, CPU, FORWARD, STEP, Timer, runner
 from torch import nn
 
 from benchmarks.measuring import company, roofline

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.benchmark_runs import CLASSES, CPU, FORWARD, STEP, Timer, runner
+from support.runs.benchmark_runs import CLASSES, CPU, FORWARD, STEP, Timer, runner
 from torch import nn
 
 from benchmarks.measuring import memory

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from support import training_runs
 from support.data_folders import write_wav
+from support.runs import training_runs
 
 from septr_fast.adopt import checkpoints
 from septr_fast.commands.main import main as septr_fast_main

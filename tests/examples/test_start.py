@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from support import training_runs
-from support.training_runs import HERTZ, arguments, write_tones
+from support.runs import training_runs
+from support.runs.training_runs import HERTZ, arguments, write_tones
 
 from septr_fast import ComplexSpectrogram, LogMel, SepTr, hub, reference
 from septr_fast.adopt import checkpoints

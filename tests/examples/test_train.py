@@ -20,7 +20,7 @@ pytest.importorskip("safetensors")
 pytest.importorskip("soundfile")
 pytest.importorskip("tqdm")
 
-from support.training_runs import CLIPS, HERTZ, STEPS, arguments, run, states, weights, write_tones
+from support.runs.training_runs import CLIPS, HERTZ, STEPS, arguments, run, states, weights, write_tones
 
 from septr_fast.__main__ import main as septr_fast_command
 from septr_fast.adopt import checkpoints

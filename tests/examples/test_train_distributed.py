@@ -20,8 +20,8 @@ pytest.importorskip("safetensors")
 pytest.importorskip("soundfile")
 pytest.importorskip("tqdm")
 
-from support import training_runs
-from support.training_runs import CLIPS, HERTZ, STEPS, arguments, run, weights, write_tones
+from support.runs import training_runs
+from support.runs.training_runs import CLIPS, HERTZ, STEPS, arguments, run, weights, write_tones
 
 ROOT = Path(__file__).resolve().parents[2]
 STILL = ["--dropout", 0]

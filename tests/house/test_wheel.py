@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.folding import SHIPPED
 from trust.supply import packages
 
 pytest.importorskip("safetensors")
@@ -19,6 +20,7 @@ pytest.importorskip("soundfile")
 import soundfile
 
 from septr_fast import LogMel, SepTr, checkpoints
+from septr_fast.algebra import plan
 from septr_fast.commands.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,6 +73,7 @@ def test_the_wheel_runs_alone(
     checkpoints.save(elsewhere / "words.safetensors", model, ["yes", "no"], front_end.settings)
     soundfile.write(elsewhere / "clip.wav", torch.arange(1000.0).sin().numpy(), 1000)
     monkeypatch.chdir(elsewhere)
+    monkeypatch.setattr(plan, "OVERHEAD_FLOP", SHIPPED)
     script = python.with_name("septr-fast")
     assert script.read_text(encoding="utf-8").startswith(f"#!{python}\n")
     command = [str(python), "-c", USE, str(script), json.dumps([PLAN, PREDICT])]

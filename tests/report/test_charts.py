@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
-from support.report_runs import (
+from support.runs.report_runs import (
     BASE,
     FORWARD,
     PICTURE,

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.report_runs import (
+from support.runs.report_runs import (
     BASE,
     FORWARD,
     OLD,

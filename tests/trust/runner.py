@@ -45,12 +45,14 @@ class Job:
 
 
 def prepare() -> None:
-    """Set this process up as `tests/conftest.py` does for tests on a CPU: Triton's interpreter, one thread."""
+    """Set this process up as `tests/conftest.py` does for tests on a CPU: interpreter, all folded, one thread."""
     os.environ["TRITON_INTERPRET"] = "1"
     import torch
+    from support.folding import fold_always
     from support.kernels import interpreter
 
     interpreter.install()
+    fold_always()
     torch.set_num_threads(1)
     torch.manual_seed(20221107)
 

@@ -9,7 +9,7 @@ import pytest
 from triton.backends.nvidia import compiler
 
 from septr_fast.commands import info
-from septr_fast.tuning import assemblers
+from septr_fast.tuning.assembly import assemblers
 
 
 @pytest.mark.parametrize(

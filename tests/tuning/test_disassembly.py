@@ -13,8 +13,8 @@ triton = pytest.importorskip("triton")
 
 from triton.backends.nvidia.compiler import get_ptxas  # noqa: E402
 
-from septr_fast.tuning import running_products  # noqa: E402
-from septr_fast.tuning.disassembly import disassembled, registers_and_stack  # noqa: E402
+from septr_fast.tuning.assembly import running_products  # noqa: E402
+from septr_fast.tuning.assembly.disassembly import disassembled, registers_and_stack  # noqa: E402
 
 LOOP = """
 .version 8.0

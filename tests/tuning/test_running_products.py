@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from septr_fast.tuning.running_products import Found, scan
+from septr_fast.tuning.assembly.running_products import Found, scan
 
 WAIT = "WARPGROUP.DEPBAR.LE gsb0, 0x0 ;"
 KERNEL = f"""

@@ -21,8 +21,9 @@ CPU_TRAINING_CHUNK_BYTES = 12 << 20
 LEAST_CHUNK_BYTES = 1 << 20
 """Of a chunk on a CPU: for one core or two it is as above, for more of them in proportion less, and not below this."""
 DEVICE_CHUNK_BYTES = 4 << 30
-LEAST_SHARED_BYTES = 1 << 20
-"""Of a sample's intermediate results that cores share; less is one chunk."""
+LEAST_SHARED_BYTES = 1 << 23
+"""Of a sample's intermediate results that cores share chunk by chunk; of less they share every operation, since
+operations so short wait for the one thread at a time that Python lets start them."""
 LEAST_ALONE_BYTES = 1 << 22
 """Of a sample's intermediate results without gradients that are no chunk with those of others."""
 

@@ -19,7 +19,7 @@ JUDGES = (
     *(ROOT / "tests" / "trust" / "machine" / f"{name}.py" for name in ("compiling", "machine_code")),
     *(
         ROOT / "septr_fast" / "tuning" / f"{name}.py"
-        for name in ("compiled", "disassembly", "kernel_report", "running_products")
+        for name in ("compiled", "kernel_report", "assembly/disassembly", "assembly/running_products")
     ),
 )
 """Files that decide what a judgement says."""

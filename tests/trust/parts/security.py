@@ -33,7 +33,7 @@ JUSTIFIED = {
     "tests/adopt/test_former_names.py": "files of an earlier version, of the project's own making",
     "tests/algebra/test_folding.py": "copies of a model by pickle, of its own making",
     "tests/network/test_ecosystem.py": "copies of a model by pickle, of its own making",
-    "tests/support/training_runs.py": "a state that the test itself has saved",
+    "tests/support/runs/training_runs.py": "a state that the test itself has saved",
     "tests/trust/life/model_life.py": "copies of a model by pickle, of its own making",
     "tests/trust/mutants/planting.py": "compiles functions of the project with a fault in them",
     "tests/trust/wrong/files.py": "writes an array of objects that must be refused",

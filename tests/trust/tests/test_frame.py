@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from support import planted_parts
-from support.report_runs import rows
+from support.runs.report_runs import rows
 from trust import __main__ as command
 from trust import page, registry, runner
 from trust.outcome import Outcome, Progress, silent
