@@ -12,7 +12,7 @@ CALM := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
 export PYTHONDONTWRITEBYTECODE :=
 export PYTHONPYCACHEPREFIX := $(CURDIR)/$(VENV)/bytecode
 
-.PHONY: bench bench-all test trust format pins clean
+.PHONY: bench bench-all test trust compat format pins clean
 
 bench: $(STAMP)
 	$(BIN)/python -m pytest benchmarks/ --benchmark-only
@@ -27,6 +27,10 @@ test: $(STAMP)
 
 trust: $(STAMP)
 	$(CALM) PYTHONPATH=tests:. $(BIN)/python -m trust --workers $(WORKERS)
+
+# Goldens and tests in several versions of PyTorch, each in an environment without the libraries of CUDA.
+compat: $(STAMP)
+	PYTHONPATH=tests $(BIN)/python -m compat --jobs $(WORKERS)
 
 format: $(STAMP)
 	$(BIN)/ruff format .

@@ -6,6 +6,7 @@ audio = ["soundfile>=0.12", "soxr>=0.3.7"]
 predict = [*audio, "safetensors>=0.4"]
 report = ["matplotlib>=3.8"]
 train = [*predict, *report, "accelerate>=1.10", "scikit-learn>=1.3", "tqdm>=4.66"]
+transformers = [*predict, "accelerate>=1.10", "transformers>=4.50"]
 hub = ["huggingface_hub>=0.26", "safetensors>=0.4.3"]
 onnx = ["onnx>=1.17", "onnxscript>=0.5"]
 benchmark = [
@@ -30,7 +31,7 @@ setup(
     package_dir={"septr_fast.kernels": "kernels"},
     package_data={"septr_fast": ["py.typed"]},
     entry_points={"console_scripts": ["septr-fast = septr_fast.commands.main:main"]},
-    install_requires=["torch>=2.11", "einops>=0.8", "numpy>=1.26"],
+    install_requires=["torch>=2.5", "einops>=0.8", "numpy>=1.26"],
     extras_require={
         "triton": ["triton>=3.6"],
         "audio": audio,
@@ -38,6 +39,7 @@ setup(
         "report": report,
         "explain": [*predict, *report],
         "train": train,
+        "transformers": transformers,
         "hub": hub,
         "onnx": onnx,
         "benchmark": benchmark,

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from septr_fast import reference
+from septr_fast.algebra import older_torch
 from septr_fast.algebra.fold import Tokens, fold
 from septr_fast.algebra.fold_cache import FoldCache
 from septr_fast.algebra.folded import NO_DROPOUT, Folded
@@ -152,7 +152,7 @@ class SepTrBlock(reference.SepTrBlock):
     def _size_of(self, x: Tensor) -> tuple[int, int]:
         """The size that `x` should have: `input_size`, or what a block before leaves of it; any for another pooling."""
         if type(self.pool) not in (nn.Identity, nn.AvgPool2d):
-            return cast(tuple[int, int], tuple(x.shape[2:]))
+            return cast("tuple[int, int]", tuple(x.shape[2:]))
         height, width = (size // pool * pool for size, pool in zip(self.input_size, self.pooling, strict=True))
         return (height, width) if tuple(x.shape[2:]) == (height, width) else self.input_size
 
@@ -173,7 +173,8 @@ class SepTrBlock(reference.SepTrBlock):
     @property
     def pooling(self) -> tuple[int, int]:
         """Pixels of a token, `(height, width)`."""
-        return size_pair(self.pool.kernel_size, "pool") if isinstance(self.pool, nn.AvgPool2d) else (1, 1)
+        size = self.pool.kernel_size if isinstance(self.pool, nn.AvgPool2d) else 1
+        return (size[0], size[1]) if isinstance(size, tuple) else (size, size)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As that of `nn.Module`, but where it raises, parameters and buffers are what they were before."""
@@ -262,7 +263,7 @@ class SepTrBlock(reference.SepTrBlock):
         reason = why_not_linear("projection", self.projection) if step.formulation == "low-rank" else None
         if reason is not None:
             backends.log_once(f"the first transformer is not low-rank: {reason}")
-            shape = replace(step.shape, channels=None)
+            shape = older_torch.replace(step.shape, channels=None)
             return Step(step.name, step.shape, choose(shape, self.formulation[position]), reason)
         return step
 

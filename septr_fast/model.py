@@ -130,7 +130,7 @@ class SepTr(reference.SepTr):
         ]
         if len({block.pooling for block in blocks if isinstance(block, SepTrBlock)}) > 1:
             reasons = [reason or "other blocks pool otherwise" for reason in reasons]
-        for reason in filter(None, reasons):
+        for reason in [reason for reason in reasons if reason]:
             backends.log_once(f"a block is called as it is written: {reason}")
         return reasons
 

@@ -26,7 +26,7 @@ def size_pair(value: int | tuple[int, int] | list[int], name: str) -> tuple[int,
     sizes = [whole(size) for size in pair] if isinstance(pair, (tuple, list)) else []
     if len(sizes) != 2 or not all(sizes):
         raise ValueError(f"{name}: expected a positive int or two of them (height, width), got {value!r}")
-    return cast(tuple[int, int], tuple(sizes))
+    return cast("tuple[int, int]", tuple(sizes))
 
 
 def check_sizes(**sizes: int) -> tuple[int, ...]:

@@ -10,11 +10,13 @@ All of it is computed in float32 at least and rounded once to the dtype in which
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+
+from septr_fast.algebra import older_torch
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ def to_dtype(tables: Tables, dtype: torch.dtype) -> Tables:
     if all(x.dtype == dtype for x in tensors.values()):
         return tables
     changed: dict[str, Any] = {name: x.to(dtype) for name, x in tensors.items()}
-    return replace(tables, **changed)
+    return older_torch.replace(tables, **changed)
 
 
 def tensors_of(tables: Direct | Merged | LowRank | Mlp) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ def fold_mlp(transformer: Transformer) -> Mlp:
     """Fold the LayerNorm of the MLP sublayer of `transformer` into its first layer."""
     sublayer = transformer.sublayers[1]
     norm = sublayer.norm
-    hidden, _, _, out, _ = cast(tuple[nn.Linear, ...], tuple(cast(FeedForward, sublayer.fn).net))
+    hidden, _, _, out, _ = cast("tuple[nn.Linear, ...]", tuple(cast(FeedForward, sublayer.fn).net))
     dtype = accumulation_dtype(norm.weight.dtype)
     weight = weight_of(hidden).to(dtype)
     return Mlp(

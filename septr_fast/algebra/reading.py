@@ -102,6 +102,9 @@ def _child(module: nn.Module | None, name: str) -> nn.Module | None:
     return None if module is None else module._modules.get(name)
 
 
+_PLAIN_WEIGHTS = (nn.Parameter, Tensor, type(None))
+
+
 def _why_not(name: str, module: nn.Module | None, kinds: Kinds, biased: bool | None) -> str | None:
     """What keeps `module` from being read as one of `kinds`; None for nothing."""
     if module is None:
@@ -116,7 +119,7 @@ def _why_not(name: str, module: nn.Module | None, kinds: Kinds, biased: bool | N
     if biased is not None and (module._parameters.get("bias", module) is not None) is not biased:
         return f"{name} has {'no' if biased else 'a'} bias"
     weight = type(module._parameters.get("weight"))
-    if weight is not nn.Parameter and hasattr(weight, "__tensor_flatten__"):
+    if weight not in _PLAIN_WEIGHTS and hasattr(weight, "__tensor_flatten__"):
         return f"{name} has a weight of {weight.__name__}"
     if isinstance(module, nn.GELU) and module.approximate != "none":
         return f"{name} approximates GELU by {module.approximate}"

@@ -16,14 +16,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch.autograd import forward_ad
 
 import septr_fast.kernels as kernels
 from septr_fast.passes.folders import why_not_private
+from septr_fast.passes.observers import differentiates_forward
 from septr_fast.version import VERSION
 
 BACKENDS = ("auto", "torch", "triton")
-LEAST_TRITON = (3, 6)
+LEAST_TORCH, LEAST_TRITON = (2, 10), (3, 6)
 
 _logger = logging.getLogger("septr_fast")
 _logged: set[str] = set()
@@ -141,6 +141,8 @@ def _why_no_triton() -> str | None:
     """What is wrong with the installation of Triton, looked up once."""
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < LEAST_TORCH:
+        return f"Triton kernels need PyTorch {'.'.join(map(str, LEAST_TORCH))} or newer, got {torch.__version__}"
     version = importlib.metadata.version("triton")
     if tuple(int(part) for part in version.split(".")[:2]) < LEAST_TRITON:
         return f"Triton kernels need triton {'.'.join(map(str, LEAST_TRITON))} or newer, got {version}"
@@ -163,7 +165,7 @@ def _why_not_now() -> str | None:
         return None
     if torch._C._are_functorch_transforms_active():
         return "the operators on Triton kernels have no rules for the transforms of torch.func"
-    if forward_ad._current_level >= 0:
+    if differentiates_forward():
         return "the operators on Triton kernels have no forward-mode derivative"
     return None
 

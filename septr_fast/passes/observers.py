@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+
+from septr_fast.algebra import older_torch
 
 
 def transforms() -> bool:
     """Whether a transform of `torch.func` is active."""
     return torch._C._are_functorch_transforms_active()
+
+
+def differentiates_forward() -> bool:
+    """Whether derivatives are taken in forward mode, which PyTorch's checkpoints know nothing of before 2.10."""
+    return forward_ad._current_level >= 0
 
 
 def are_batched(*tensors: Tensor) -> bool:
@@ -29,7 +37,7 @@ def exports() -> bool:
 
     Compiled by PyTorch 2.11, `torch.compiler.is_exporting()` is always true; what it returns elsewhere is this.
     """
-    return torch.compiler._is_exporting_flag
+    return older_torch.exports()
 
 
 def records() -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from septr_fast.passes.lengths import Lengths
-from septr_fast.passes.observers import transforms
+from septr_fast.passes.observers import differentiates_forward, transforms
 from septr_fast.passes.torch.chunks import rows_of
 
 Call = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -47,7 +47,7 @@ def written_pass(
         The grid `(batch, height, width, dim)`, with zeros in padding, and the class token `(batch, dim)`.
     """
     call: Call = partial(_attend, transformer)
-    if recompute and torch.is_grad_enabled() and not transforms():
+    if recompute and torch.is_grad_enabled() and not (transforms() or differentiates_forward()):
         call = partial(checkpoint, call, use_reentrant=False)
     rows = rows_of(grid, axis)
     if lengths is None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.versions import needs_torch
 from torch import Tensor, nn
 
 from septr_fast import ComplexSpectrogram, LogMel, SepTr, reference
@@ -101,6 +102,7 @@ class Classifiers(nn.Module):
         return self.model(spectrograms[0]), *spectrograms
 
 
+@needs_torch("2.10", "ONNX for any batch")
 def test_waveforms_to_logits_in_one_graph(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """For any batch of clips."""
     classifiers = Classifiers().eval()

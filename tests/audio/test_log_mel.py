@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.versions import needs_torch
 from torch import Tensor
 
 from septr_fast import ComplexSpectrogram, LogMel, dataset_statistics
@@ -314,6 +315,7 @@ FRONT_ENDS = {
 }
 
 
+@needs_torch("2.8", "exporting a front-end for any batch")
 @pytest.mark.parametrize("front_end", FRONT_ENDS.values(), ids=FRONT_ENDS.keys())
 def test_can_be_exported_for_any_batch(front_end: Spectrogram) -> None:
     example, other = noise(2, 3000).float(), noise(5, 3000, seed=1).float()
@@ -321,6 +323,7 @@ def test_can_be_exported_for_any_batch(front_end: Spectrogram) -> None:
     torch.testing.assert_close(exported.module()(other), front_end(other))
 
 
+@needs_torch("2.9", "exporting a front-end for any number of samples")
 def test_can_be_exported_for_any_number_of_samples() -> None:
     front_end = LogMel(16000, 16, fft_size=256)
     shapes = ({0: torch.export.Dim("batch"), 1: torch.export.Dim("samples", min=256)},)
@@ -330,6 +333,7 @@ def test_can_be_exported_for_any_number_of_samples() -> None:
         torch.testing.assert_close(exported(waveform), front_end(waveform))
 
 
+@needs_torch("2.7", "compiling a front-end for a batch of varying size")
 @pytest.mark.parametrize("front_end", FRONT_ENDS.values(), ids=FRONT_ENDS.keys())
 def test_can_be_compiled_as_one_graph(front_end: Spectrogram) -> None:
     waveform = noise(2, 3000).float()

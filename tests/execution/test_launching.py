@@ -28,10 +28,10 @@ SHORT = tuple(f"{form}, bfloat16, sm_90" for form in ("class-only", "low-rank", 
 NO_KERNELS = {"chunk", "attention_form"}
 
 
-def launched(names: Sequence[str]) -> list[dict[str, Any]]:
+def launched(names: Sequence[str], module: str = "support.driver.launching") -> list[dict[str, Any]]:
     """What comes of every launch of trials, in a process in which Triton does not interpret."""
     environment = {**os.environ, "TRITON_INTERPRET": "0", "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}/tests:{ROOT}"}
-    command = [sys.executable, "-m", "support.driver.launching", *names]
+    command = [sys.executable, "-m", module, *names]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -54,3 +54,14 @@ def test_in_every_form_and_dtype(arch: int, request: pytest.FixtureRequest) -> N
     found = launched([name for name, trial in trials.TRIALS.items() if trial.arch == arch])
     assert [line for one in found for line in one["wrong"]] == []
     assert len(found) > 200
+
+
+def test_the_trial_of_a_first_launch(request: pytest.FixtureRequest) -> None:
+    """What it takes of the host is told; how long that is, no test may ask."""
+    if not request.config.getoption("--long"):
+        pytest.skip("compiles the kernels of three dtypes: --long")
+    found = launched((), module="support.driver.trial_times")
+    assert [one["dtype"] for one in found] == ["torch.bfloat16", "torch.float16", "torch.float32"]
+    for one in found:
+        assert one["launches"] > 40
+        assert one["results"] > 60

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from support.compare import pair, relative_error, spectrograms
+from support.versions import needs_torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, stack_module_state, vmap
 
@@ -49,6 +50,7 @@ def doubled(model: nn.Module) -> None:
             parameter.mul_(1.5)
 
 
+@needs_torch("2.8", "exporting a model for any batch")
 @pytest.mark.parametrize("strict", [False, True], ids=["", "strict"])
 def test_exported_for_any_batch(strict: bool) -> None:
     expected, model = models()
@@ -67,6 +69,7 @@ def test_exported_for_any_batch(strict: bool) -> None:
         assert relative_error(names[name].grad, parameter.grad) < 1e-10, name
 
 
+@needs_torch("2.8", "exporting a model for any batch")
 @pytest.mark.parametrize("axis", ["height", "width"])
 def test_exported_for_any_frames_of_any_batch(axis: str) -> None:
     _, model = models()
@@ -83,6 +86,7 @@ def test_exported_for_any_frames_of_any_batch(axis: str) -> None:
         assert relative_error(exported(x, lengths, lengths_axis=axis), wanted) < 1e-12
 
 
+@needs_torch("2.10", "ONNX for any batch")
 @pytest.mark.filterwarnings("ignore:`isinstance:FutureWarning")
 def test_onnx_for_any_batch(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from support.compare import pair, relative_error, spectrograms
+from support.versions import needs_kernels
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -136,6 +137,7 @@ def test_features_of_padded_samples_are_as_if_cut(axis: str) -> None:
                 assert ours.grid[sample].count_nonzero() == theirs.grid.count_nonzero()
 
 
+@needs_kernels
 def test_features_by_triton(device: torch.device) -> None:
     pytest.importorskip("triton")
     config = {**BASE, "channels": 1, "input_size": (2, 3), "dim_head": 16}

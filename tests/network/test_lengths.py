@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from support.compare import relative_error
 from support.padded import alone
+from support.versions import needs_kernels
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -214,6 +215,7 @@ def run(workload: Any, backend: str, lengths: Lengths | None) -> dict[str, Tenso
         return workload.run(backend)
 
 
+@needs_kernels
 def test_triton_passes(device: torch.device) -> None:
     pytest.importorskip("triton")
     names = []
@@ -236,6 +238,7 @@ def inside(grid: Tensor, lengths: Lengths) -> Tensor:
     return valid[:, None, :, None] if lengths.axis == "width" else valid[:, :, None, None]
 
 
+@needs_kernels
 def test_full_lengths_change_no_bit_in_triton_passes(device: torch.device) -> None:
     pytest.importorskip("triton")
     for workload, axis in passes(device):
@@ -244,6 +247,7 @@ def test_full_lengths_change_no_bit_in_triton_passes(device: torch.device) -> No
         assert all(torch.equal(found[name], wanted[name]) for name in wanted), (workload.name, axis)
 
 
+@needs_kernels
 def test_triton_models_are_as_if_cut(device: torch.device) -> None:
     pytest.importorskip("triton")
     config = {**BASE, "backend": "triton", "input_size": (2, 17)}

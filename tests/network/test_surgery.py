@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from support.compare import gradients, pair, relative_error, spectrograms, worst
+from support.versions import needs_torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
@@ -219,6 +220,7 @@ def test_under_autocast() -> None:
     assert relative_error(found, exact) < 1.5 * relative_error(wanted, exact) + 1e-3
 
 
+@needs_torch("2.8", "a warning that quantization is moving, which the test expects")
 def test_quantized() -> None:
     """All linear layers by `quantize_dynamic`, whose classes are no `nn.Linear`."""
     expected, model = (one.float().eval() for one in pair(CONFIG))

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from support.compare import pair, relative_error, spectrograms
+from support.versions import needs_kernels
 from torch import Tensor, nn
 from torch.autograd.functional import hessian, jacobian
 
@@ -64,6 +65,7 @@ def test_derivatives(derivative: str, formulation: str | None, recompute: bool, 
     assert relative_error(take(model, x), take(expected, x)) < (1e-10 if dtype == torch.float64 else 1e-5)
 
 
+@needs_kernels
 @pytest.mark.parametrize("formulation", [None, "direct", "merged"], ids=["planned", "direct", "merged"])
 def test_several_gradients_of_kernels(formulation: str | None, device: torch.device) -> None:
     pytest.importorskip("triton")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.versions import needs_kernels
 
 import septr_fast
 from benchmarks.suite.shapes import SMALL
@@ -25,6 +26,7 @@ def test_auto_takes_torch_on_a_cpu() -> None:
     assert backend.choose("torch", "axis_pass", CUDA) == "torch"
 
 
+@needs_kernels
 def test_triton_gives_its_reason() -> None:
     """In a process without the interpreter: no driver here, or tensors on a CPU."""
     program = (
@@ -44,6 +46,7 @@ def test_triton_gives_its_reason() -> None:
     assert said(TRITON_INTERPRET="1") == expected
 
 
+@needs_kernels
 def test_reasons_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(kernels, "PASSES", frozenset({"axis_pass"}))

@@ -7,15 +7,14 @@ rounded once.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
+from septr_fast.algebra import older_torch
 from septr_fast.algebra.folded import Direct, LowRank, Merged, Mlp, tensors_of
-from septr_fast.passes.observers import records
+from septr_fast.passes.observers import differentiates_forward, records
 
 Operand = TypeVar("Operand", bound=Tensor | Direct | Merged | LowRank | Mlp)
 Operands = tuple[Tensor | Direct | Merged | LowRank | Mlp, ...]
@@ -31,9 +30,9 @@ def reader(operand: Operand) -> Callable[[], Operand]:
     if not torch.is_grad_enabled():
         return lambda: operand
     if isinstance(operand, Tensor):
-        return cast(Callable[[], Operand], _reader(operand))
+        return cast("Callable[[], Operand]", _reader(operand))
     readers = {name: _reader(x) for name, x in tensors_of(operand).items()}
-    return lambda: replace(operand, **cast(Any, {name: read() for name, read in readers.items()}))
+    return lambda: older_torch.replace(operand, **{name: read() for name, read in readers.items()})
 
 
 def _reader(x: Tensor) -> Callable[[], Tensor]:
@@ -47,7 +46,7 @@ def _reader(x: Tensor) -> Callable[[], Tensor]:
 def _rounds_sums(x: Tensor) -> bool:
     """Whether autograd sums up gradients of `x` in 16 bits, and no transform or tracer looks on."""
     sums = x.requires_grad and x.dtype.itemsize == 2
-    return sums and not records() and forward_ad._current_level < 0
+    return sums and not records() and not differentiates_forward()
 
 
 class _Alias(torch.autograd.Function):

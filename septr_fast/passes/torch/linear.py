@@ -10,11 +10,10 @@ from typing import Any, TypeGuard
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from septr_fast.algebra.reading import is_hooked
 from septr_fast.passes.inputs import autocasts
-from septr_fast.passes.observers import records
+from septr_fast.passes.observers import differentiates_forward, records
 
 
 def is_intel() -> bool:
@@ -117,7 +116,7 @@ def _runs_on_onednn(x: Tensor, weight: Tensor) -> bool:
         and x.numel() * weight.shape[0] >= _LEAST_PRODUCTS
         and min(weight.shape) >= 16
         and weight.shape[1] <= _MOST_SUMMED
-        and forward_ad._current_level < 0
+        and not differentiates_forward()
     )
 
 

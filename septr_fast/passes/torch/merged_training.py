@@ -19,11 +19,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from septr_fast.algebra.folded import Merged, Mlp
 from septr_fast.passes.lengths import mean_over_rows
-from septr_fast.passes.observers import are_batched, records, transforms
+from septr_fast.passes.observers import are_batched, differentiates_forward, records, transforms
 from septr_fast.passes.torch import cores
 from septr_fast.passes.torch.chunks import Place, places
 from septr_fast.passes.torch.linear import linear
@@ -100,7 +99,7 @@ def is_alone(*tensors: Tensor) -> bool:
     return (
         torch.is_grad_enabled()
         and not records()
-        and forward_ad._current_level < 0
+        and not differentiates_forward()
         and any(tensor.requires_grad for tensor in tensors)
         and all(tensor.device.type == "cpu" for tensor in tensors)
     )

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from septr_fast.algebra.folded import Direct, Folded, LowRank, Merged, Mlp
 from septr_fast.passes.lengths import keys, within
-from septr_fast.passes.observers import transforms
+from septr_fast.passes.observers import differentiates_forward, transforms
 from septr_fast.passes.settings import Settings
 from septr_fast.passes.sublayers import mlp_branch
 from septr_fast.passes.torch import merged_training
@@ -42,7 +42,7 @@ def plain_axis_pass(
     grid: Tensor, cls_token: Tensor, pos_embedding: Tensor, weights: Folded, settings: Settings
 ) -> tuple[Tensor, Tensor]:
     """`axis_pass` by autograd, whatever the pass."""
-    dropout, sublayer = settings.dropout, _sublayers(settings)
+    dropout, sublayer = settings.dropped, _sublayers(settings)
     rows = rows_of(grid, settings.axis)
     tokens, dim = rows.shape[2] + 1, rows.shape[3]
     widest = weights.attention.query_weight if isinstance(weights.attention, Merged) else _direct(weights).qkv_weight
@@ -63,7 +63,7 @@ def plain_axis_pass(
 
 def low_rank_pass(pixels: Tensor, weights: Folded, settings: Settings) -> tuple[Tensor, Tensor]:
     """See `septr_fast.passes.dispatch.low_rank_pass`."""
-    dropout, sublayer = settings.dropout, _sublayers(settings)
+    dropout, sublayer = settings.dropped, _sublayers(settings)
     attention, dtype = cast(LowRank, weights.attention), weights.mlp.out_weight.dtype
     rows = rows_of(pixels, settings.axis)
     tokens, dim = attention.token_bias.shape
@@ -89,7 +89,7 @@ def class_only_pass(
     grid: Tensor, cls_token: Tensor, pos_embedding: Tensor, weights: Folded, settings: Settings
 ) -> Tensor:
     """See `septr_fast.passes.dispatch.class_only_pass`."""
-    dropout, sublayer = settings.dropout, _sublayers(settings)
+    dropout, sublayer = settings.dropped, _sublayers(settings)
     rows = rows_of(grid, settings.axis)
 
     def transform(operands: Any, body: Tensor, cls_token: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -134,9 +134,9 @@ def _sublayer(
     """`function(x, *args)`; with `recompute` it keeps only its inputs for the backward pass.
 
     `draws` says whether the function draws random numbers, which then have to be the same again. The transforms
-    of `torch.func` cannot recompute: under them everything is kept.
+    of `torch.func` and forward mode cannot recompute: under them everything is kept.
     """
-    if recompute and torch.is_grad_enabled() and not transforms():
+    if recompute and torch.is_grad_enabled() and not (transforms() or differentiates_forward()):
         return checkpoint(function, x, *args, use_reentrant=False, preserve_rng_state=draws)
     return function(x, *args)
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from septr_fast.algebra import older_torch
 from septr_fast.algebra.folded import accumulation_dtype, tensors_of
 from septr_fast.passes.observers import are_batched, transforms
 from septr_fast.passes.settings import Settings
@@ -48,7 +49,7 @@ class Job(NamedTuple):
 
 def serves(chunks: Chunks, operands: Operands, settings: Settings) -> bool:
     """Whether the cores share `chunks` of a training step, and nobody looks into the pass."""
-    if not chunks.shared or settings.drops or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+    if not chunks.shared or settings.drops or older_torch.saves_by_hooks():
         return False
     return merged_training.is_alone(chunks.rows, *chunks.per_sample, *_tensors(operands))
 

@@ -72,7 +72,7 @@ def class_only_pass(
     grid: Tensor, cls_token: Tensor, pos_embedding: Tensor, weights: Folded, settings: Settings
 ) -> Tensor:
     """See `septr_fast.passes.dispatch.class_only_pass`."""
-    attention, mlp, dropout = cast(Direct, weights.attention), weights.mlp, settings.dropout
+    attention, mlp, dropout = cast(Direct, weights.attention), weights.mlp, settings.dropped
     cls_token = cls_token + pos_embedding[0]
     normalized, query = class_query(cls_token, attention)
     valid = keys(settings.lengths, settings.axis)
