@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.suite.evidence import ROOT, digest
 
 HERE = Path(__file__).parent
-PREPARED = ("support.kernels.interpreter", "support.judging")
+PREPARED = ("support.kernels.interpreter", "support.judging", "support.folding")
 """What every part runs under."""
 PROGRAMS = {
     "compilation": ("trust.machine.compiling", "trust.machine.machine_code"),
