@@ -14,6 +14,9 @@ import torch
 import transformers
 from support.compare import relative_error
 
+if not transformers.utils.is_torch_available():
+    pytest.skip("PyTorch 2.6: Transformers 5", allow_module_level=True)
+
 from septr_fast import LogMel, SepTr, checkpoints, reference
 from septr_fast.transformers import (
     SepTrConfig,

@@ -88,7 +88,8 @@ def test_results_hang_together(smoke: tuple[subprocess.CompletedProcess[str], Pa
         assert result.useful_flops > 0
     step = {result.model: result for result in found.results if result.group == cases.STEP}
     assert step[OURS].flops == step[OURS].useful_flops < step[RECOMPUTING].flops < step[REFERENCE].flops
-    assert step[RECOMPUTING].saved_bytes < step[OURS].saved_bytes < step[REFERENCE].saved_bytes
+    # So little work runs as written, and keeps what the reference keeps; test_training.py has what is folded.
+    assert step[RECOMPUTING].saved_bytes < step[OURS].saved_bytes <= step[REFERENCE].saved_bytes
     assert step[OURS].parameters == step[REFERENCE].parameters
     assert "attention: " in step[FUSED].note
     largest = {result.model: result for result in found.results if result.group == cases.LARGEST}
