@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
 import torch
+from support.folding import fold_always
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -71,10 +72,17 @@ class Classified(Dataset[Tensor]):
         return logits(self.model, self.front_end, self.waveforms[index])[0]
 
 
+def _fold_always(_: int) -> None:
+    """In a worker that is spawned small models are folded too, as they are here."""
+    fold_always()
+
+
 def workers(method: str, count: int) -> list[str]:
     """Let workers started by `method` compute items, after this process has; what went wrong."""
     data = Classified()
     expected = torch.stack([data[index] for index in range(len(data))])
-    loader = DataLoader(data, batch_size=2, num_workers=count, multiprocessing_context=method, timeout=SECONDS)
+    loader = DataLoader(
+        data, 2, num_workers=count, multiprocessing_context=method, timeout=SECONDS, worker_init_fn=_fold_always
+    )
     found = torch.cat(list(loader))
     return [] if torch.equal(found, expected) else [f"workers by {method} give other logits"]
