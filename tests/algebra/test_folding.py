@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from support.compare import pair, relative_error, spectrograms
+from support.compare import gradients, pair, relative_error, spectrograms, worst
 from torch import nn
 
 from benchmarks.suite.shapes import SMALL
@@ -18,6 +18,7 @@ from septr_fast.algebra import fold
 from septr_fast.algebra.fold_cache import FoldCache
 from septr_fast.algebra.folded import to_dtype
 from septr_fast.algebra.merged import fold_merged
+from septr_fast.algebra.plan import WRITTEN
 
 CONFIG = SMALL["wide"]
 
@@ -185,3 +186,17 @@ def test_folded_in_single_precision_and_rounded_once(dtype: torch.dtype) -> None
     exact = fold_merged(transformer.double())
     assert relative_error(merged.query_weight, exact.query_weight) < 1e-6
     assert to_dtype(merged, dtype).query_weight.dtype == dtype
+
+
+class Named(nn.Parameter):
+    """A class of parameters that takes no part in what PyTorch computes."""
+
+
+def test_a_weight_of_a_class_of_its_own_is_folded() -> None:
+    expected, model = pair(CONFIG)
+    layer = model.transformer[0].transformer_h.sublayers[0].fn.to_qkv
+    layer.weight = Named(layer.weight.detach())
+    assert type(layer.weight) is Named
+    assert WRITTEN not in {step.formulation for step in model.plan().steps}
+    x = spectrograms(CONFIG, batch=2)
+    assert worst(gradients(model, x), gradients(expected, x))[0] < 1e-10

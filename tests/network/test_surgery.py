@@ -395,16 +395,3 @@ def test_without_blocks() -> None:
     del model.transformer[:]
     with pytest.raises(ValueError, match="transformer: expected at least one block, there is none"):
         model(spectrograms(POOLED, batch=1))
-
-
-class Named(nn.Parameter):
-    """A class of parameters that takes no part in what PyTorch computes."""
-
-
-def test_a_weight_of_a_class_of_its_own_is_folded() -> None:
-    expected, model = pair(CONFIG)
-    attention(model).to_qkv.weight = Named(attention(model).to_qkv.weight.detach())
-    assert type(attention(model).to_qkv.weight) is Named
-    assert WRITTEN not in {step.formulation for step in model.plan().steps}
-    x = spectrograms(CONFIG, batch=2)
-    assert worst(gradients(model, x), gradients(expected, x))[0] < 1e-10
