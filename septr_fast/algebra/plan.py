@@ -11,7 +11,7 @@ the statistics left out.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -21,13 +21,17 @@ WRITTEN = "as written"
 so little work is left to save that it is not worth folding."""
 
 OVERHEAD_FLOP = 50_000_000
-"""What a CPU could compute in the time that a folded transformer takes for itself, whatever the batch."""
+"""What a CPU could compute in the time that a folded transformer takes for itself, whatever the batch. This and the two
+below are fitted to times of small models on two cores of an Intel Xeon."""
 BYTE_FLOP = 35
 """The same for each byte of the weights, which are compared with what was folded."""
 BYTES = 4
 """Of a weight, as its dtype is left aside."""
 FOLDING = 2
 """How many times as long as a pass's operations those of folding take, in training: they are products of few rows."""
+ALONE_VALUES = 1 << 19
+"""Of a sample's widest intermediate result: 4 MiB in float64. From there on a pass without gradients is never as
+written, since no other sample shares its chunks either (`passes.torch.chunks`): its bits depend on no batch."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +150,18 @@ def fold_flops(shape: TransformerShape, formulation: str) -> int:
     return 0
 
 
+def row_values(shape: TransformerShape, formulation: str) -> int:
+    """The widest intermediate result of one sequence in `formulation`, by which rows are cut into chunks on a CPU."""
+    tokens, heads = shape.tokens, shape.heads
+    widest = {
+        "direct": tokens * 3 * heads * shape.dim_head,
+        "merged": tokens * heads * shape.dim,
+        "low-rank": tokens * heads * tokens,
+        "class-only": shape.length * shape.dim,
+    }
+    return widest[formulation]
+
+
 def row_saved_values(shape: TransformerShape, formulation: str) -> int:
     """Values that autograd keeps of one sequence in `formulation`, without recomputation."""
     tokens, dim, heads, width = shape.tokens, shape.dim, shape.heads, shape.heads * shape.dim_head
@@ -175,7 +191,8 @@ class Step:
     reason: str | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return asdict(self) | {"shape": self.shape}  # Nothing that was found out besides.
+        """The fields; what was worked out from them stays behind."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @property
     def reference_flops(self) -> int:
@@ -199,7 +216,8 @@ class Step:
         weights = 4 * shape.dim * shape.heads * shape.dim_head + 2 * shape.dim * shape.mlp_dim
         costs = (OVERHEAD_FLOP + BYTE_FLOP * BYTES * weights, OVERHEAD_FLOP + FOLDING * self.fold_flops)
         evaluates, trains = (-(-cost // max(1, saved)) for cost in costs)
-        return evaluates, trains
+        alone = shape.rows * row_values(shape, self.formulation) >= ALONE_VALUES
+        return (1 if alone else evaluates), trains
 
     @cached_property
     def written(self) -> Step:
@@ -286,14 +304,14 @@ class Plan:
         )
 
     def _small(self) -> list[str]:
-        """From how many samples on a CPU does not run transformers as written; nothing where that is always one."""
+        """From how many samples on all transformers are folded on a CPU; nothing where one sample is enough."""
         if not self.weighs:
             return []
         evaluates, trains = (max(step.least_batches[place] for step in self.steps) for place in (0, 1))
         if max(evaluates, trains) <= 1:
             return []
         least = f"{evaluates} spectrograms at a time, {trains} in training"
-        return [f"on a CPU all transformers run so from {least}, of fewer some as written: folding would cost more"]
+        return [f"on a CPU all transformers run so from {least}; of fewer some run as written, as folding costs more"]
 
     def _totals(self) -> list[str]:
         written, run = self.reference_flops(), self.flops()

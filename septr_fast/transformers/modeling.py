@@ -40,6 +40,10 @@ class SepTrPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
             if isinstance(module, SepTr):
                 module.set_grad_checkpointing(enable)
 
+    def _asked(self, given: bool | None, name: str) -> bool:
+        """Whether a kind of output is asked for: as `given`, or as the configuration says where that is None."""
+        return bool(getattr(self.config, name, name == "return_dict") if given is None else given)
+
     @property
     def is_gradient_checkpointing(self) -> bool:
         """Whether the backward pass recomputes."""
@@ -101,9 +105,6 @@ class SepTrModel(SepTrPreTrainedModel):
         cls_token: Tensor = self.model(x, *given)
         return cls_token
 
-    def _asked(self, given: bool | None, name: str) -> bool:
-        return bool(getattr(self.config, name, name == "return_dict") if given is None else given)
-
     def _inputs(self, input_values: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, tuple[Any, ...]]:
         """Spectrograms, and the further arguments of `SepTr.forward`."""
         x = input_values.unsqueeze(1) if input_values.dim() == 3 else input_values
@@ -163,7 +164,7 @@ class SepTrForAudioClassification(SepTrPreTrainedModel):
         """
         hidden, attentions = None, None
         asked = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
-        if any(self.septr._asked(given, name) for name, given in asked.items()):
+        if any(self._asked(given, name) for name, given in asked.items()):
             outputs = self.septr(input_values, attention_mask, return_dict=True, **asked)
             pooled, hidden, attentions = outputs.pooler_output, outputs.hidden_states, outputs.attentions
         else:
@@ -171,7 +172,7 @@ class SepTrForAudioClassification(SepTrPreTrainedModel):
         logits = self.classifier(pooled)
         loss = None if labels is None else self._loss(logits, labels)
         found = SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=hidden, attentions=attentions)
-        return found if self.septr._asked(return_dict, "return_dict") else found.to_tuple()
+        return found if self._asked(return_dict, "return_dict") else found.to_tuple()
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """By the kind of problem, which the first labels tell where the configuration does not."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 import sys
@@ -113,6 +114,13 @@ def test_a_new_head_for_other_labels(tmp_path: Path) -> None:
     assert other(x).logits.shape == (2, 7)
     assert torch.isfinite(other(x).logits).all()
     torch.testing.assert_close(other.septr.pooled(x), model.septr.pooled(x))
+
+
+def test_defaults_are_those_of_the_model() -> None:
+    defaults = {name: parameter.default for name, parameter in inspect.signature(SepTr).parameters.items()}
+    found = SepTrConfig().arguments()
+    found["input_size"] = tuple(found["input_size"])
+    assert found == {name: defaults[name] for name in found}
 
 
 def test_initialization_is_that_of_the_constructor() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import pytest
@@ -12,8 +14,9 @@ from torch import Tensor, nn
 
 from septr_fast import SepTr, reference
 from septr_fast.algebra import plan
-from septr_fast.algebra.plan import WRITTEN
+from septr_fast.algebra.plan import WRITTEN, Step, TransformerShape, choose, row_values
 from septr_fast.block import SepTrBlock
+from septr_fast.passes.torch import chunks, passes
 
 TINY: dict[str, Any] = {
     "channels": 1, "input_size": (16, 24), "num_classes": 5, "depth": 2, "heads": 2, "mlp_dim": 16, "dim_head": 16,
@@ -28,7 +31,7 @@ def weighed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "OVERHEAD_FLOP", SHIPPED)
 
 
-def formulations(model: SepTr, x: Tensor, monkeypatch: pytest.MonkeyPatch, **given: Any) -> list[str]:
+def formulations(call: Callable[..., Any], *given: Any, **named: Any) -> list[str]:
     """What each transformer runs as in a call."""
     ran: list[str] = []
     possible = SepTrBlock.possible
@@ -38,9 +41,9 @@ def formulations(model: SepTr, x: Tensor, monkeypatch: pytest.MonkeyPatch, **giv
         ran.extend(step.formulation for step in found)
         return found
 
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SepTrBlock, "possible", noting)
-        model(x, **given)
+        call(*given, **named)
     return ran
 
 
@@ -53,29 +56,60 @@ def pair(**changes: Any) -> tuple[SepTr, reference.SepTr]:
     return model, plain
 
 
-def test_a_small_model_runs_as_written_and_a_large_batch_folded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_small_model_runs_as_written_and_a_large_batch_folded() -> None:
     model, _ = pair()
-    assert formulations(model, torch.randn(1, 1, 16, 24), monkeypatch) == 4 * [WRITTEN]
+    assert formulations(model, torch.randn(1, 1, 16, 24)) == 4 * [WRITTEN]
     with torch.no_grad():
-        assert formulations(model, torch.randn(1, 1, 16, 24), monkeypatch) == 4 * [WRITTEN]
-        ran = formulations(model, torch.randn(200, 1, 16, 24), monkeypatch)
+        assert formulations(model, torch.randn(1, 1, 16, 24)) == 4 * [WRITTEN]
+        ran = formulations(model, torch.randn(200, 1, 16, 24))
     assert ran == ["low-rank", "merged", "merged", "class-only"]
 
 
-def test_each_transformer_weighs_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_transformer_weighs_for_itself() -> None:
     """Folding a wide low-rank transformer costs little, merging its weights at every training step much."""
     model = SepTr(input_size=(64, 64), down_sample_input=(8, 8))
-    ran = formulations(model, torch.randn(1, 1, 64, 64), monkeypatch)
+    ran = formulations(model, torch.randn(1, 1, 64, 64))
     assert ran[0] == "low-rank"
     assert ran[1] == WRITTEN
     with torch.no_grad():
-        assert WRITTEN not in formulations(model, torch.randn(4, 1, 64, 64), monkeypatch)
+        assert WRITTEN not in formulations(model, torch.randn(4, 1, 64, 64))
 
 
 def test_the_default_model_folds_every_transformer_always() -> None:
     with torch.device("meta"):
         steps = SepTr().plan().steps
     assert {step.least_batches for step in steps} == {(1, 1)}
+
+
+def test_samples_that_are_computed_alone_are_folded_alone() -> None:
+    """Without gradients their bits depend on no batch."""
+    assert plan.ALONE_VALUES * torch.float64.itemsize == chunks.LEAST_ALONE_BYTES
+    sizes = product((4, 64, 1024), (16, 256), (8, 1024), (1, 8), (4, 512), (4, 1024), (None, 1), (False, True))
+    large = 0
+    for sizes_of_one in sizes:
+        shape = TransformerShape("width", *sizes_of_one)
+        step = Step("", shape, choose(shape))
+        if shape.rows * row_values(shape, step.formulation) >= plan.ALONE_VALUES:
+            large += 1
+            assert step.least_batches[0] == 1
+    assert large > 100
+
+
+@pytest.mark.parametrize("formulation", [None, "direct", "merged"])
+def test_values_are_those_that_chunks_are_cut_by(formulation: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    cut: list[int] = []
+    chunked = chunks.chunked
+
+    def noting(rows: Tensor, bytes_per_row: int, *others: Tensor) -> Any:
+        cut.append(bytes_per_row)
+        return chunked(rows, bytes_per_row, *others)
+
+    monkeypatch.setattr(passes, "chunked", noting)
+    model = SepTr(**TINY, formulation=formulation, backend="torch")
+    with torch.no_grad():
+        model(torch.randn(1, 1, 16, 24))
+    steps = model.plan().steps
+    assert cut == [4 * row_values(step.shape, step.formulation) for step in steps]
 
 
 ASKED = {
@@ -85,17 +119,17 @@ ASKED = {
 
 
 @pytest.mark.parametrize("asked", ASKED.values(), ids=ASKED)
-def test_what_is_asked_for_runs(asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_asked_for_runs(asked: dict[str, Any]) -> None:
     model, _ = pair(**asked)
-    assert WRITTEN not in formulations(model, torch.randn(1, 1, 16, 24), monkeypatch)
+    assert WRITTEN not in formulations(model, torch.randn(1, 1, 16, 24))
 
 
-def test_little_memory_and_lengths_are_folded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_little_memory_and_lengths_are_folded() -> None:
     model, _ = pair()
     x = torch.randn(1, 1, 16, 24)
-    assert WRITTEN not in formulations(model, x, monkeypatch, lengths=[20])
+    assert WRITTEN not in formulations(model, x, lengths=[20])
     model.set_grad_checkpointing()
-    assert WRITTEN not in formulations(model, x, monkeypatch)
+    assert WRITTEN not in formulations(model, x)
 
 
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -132,7 +166,7 @@ def test_goldens_as_written(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = with_golden_weights(SepTr(**config), seed, torch.float64)
     size = reference.size_pair(config.get("input_size", (128, 128)), "input_size")
     x = hashed("input", (batch, config.get("channels", 1), *size), 1.7, seed).double().requires_grad_()
-    assert set(formulations(model, x, monkeypatch)) == {WRITTEN}
+    assert set(formulations(model, x)) == {WRITTEN}
     logits = model(x)
     nn.functional.cross_entropy(logits, torch.from_numpy(stored["labels"])).backward()
     assert_close(logits, stored["logits"], torch.float64, "logits")
@@ -185,18 +219,10 @@ def test_the_plan_says_from_how_many_samples_on_all_is_folded() -> None:
     assert "on a CPU" not in str(pair(backend="torch")[0].plan())
 
 
-def test_a_graph_is_made_of_what_is_folded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_is_made_of_what_is_folded() -> None:
     """It may serve other batches."""
     model, _ = pair()
-    ran: list[str] = []
-    possible = SepTrBlock.possible
-
-    def noting(block: SepTrBlock, steps: Any) -> Any:
-        ran.extend(step.formulation for step in steps)
-        return possible(block, steps)
-
-    monkeypatch.setattr(SepTrBlock, "possible", noting)
     with torch.no_grad():
-        torch.jit.trace(model, torch.randn(1, 1, 16, 24), check_trace=False)
+        ran = formulations(torch.jit.trace, model, torch.randn(1, 1, 16, 24), check_trace=False)
     assert ran
     assert WRITTEN not in ran

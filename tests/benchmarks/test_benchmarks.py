@@ -32,7 +32,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def run(*options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pytest", "benchmarks/", "--benchmark-only", "--smoke", *options]
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "TRITON_"))}
-    command += ["-p", "no:cacheprovider"]
+    command += ["-p", "no:cacheprovider", "-p", "support.folding"]
+    plain["PYTHONPATH"] = str(ROOT / "tests")
     return subprocess.run(command, cwd=ROOT, env=plain, capture_output=True, text=True, check=False)
 
 
@@ -88,12 +89,11 @@ def test_results_hang_together(smoke: tuple[subprocess.CompletedProcess[str], Pa
         assert result.useful_flops > 0
     step = {result.model: result for result in found.results if result.group == cases.STEP}
     assert step[OURS].flops == step[OURS].useful_flops < step[RECOMPUTING].flops < step[REFERENCE].flops
-    # So little work runs as written, and keeps what the reference keeps; test_training.py has what is folded.
-    assert step[RECOMPUTING].saved_bytes < step[OURS].saved_bytes <= step[REFERENCE].saved_bytes
+    assert step[RECOMPUTING].saved_bytes < step[OURS].saved_bytes < step[REFERENCE].saved_bytes
     assert step[OURS].parameters == step[REFERENCE].parameters
     assert "attention: " in step[FUSED].note
     largest = {result.model: result for result in found.results if result.group == cases.LARGEST}
-    assert largest[OURS].batch >= largest[REFERENCE].batch >= 1
+    assert largest[OURS].batch > largest[REFERENCE].batch >= 1
     assert max(result.peak_bytes for result in largest.values()) <= 4 << 20
     assert {kernel.name for kernel in found.kernels} > {"axis_attention_fwd_kernel", "mlp_bwd_kernel"}
     assert all(kernel.seconds is None for kernel in found.kernels)

@@ -11,6 +11,7 @@ import struct
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 
 import triton
 
@@ -34,7 +35,7 @@ def disassembled(cubins: Sequence[bytes], arch: int) -> list[str]:
         ValueError: where a file holds no code, or code does not come out as so many instructions as it has.
     """
     codes = [_code(cubin) for cubin in cubins]
-    ends = [sum(map(len, codes[: place + 1])) for place in range(len(codes))]
+    ends = list(accumulate(map(len, codes)))
     lines: list[list[str]] = [[] for _ in codes]
     place = 0
     for line in _run_on(b"".join(codes), triton.knobs.nvidia.nvdisasm.path, "-b", f"SM{arch}{_SUFFIXES.get(arch, '')}"):
