@@ -211,7 +211,9 @@ class Step:
 
     @cached_property
     def least_batches(self) -> tuple[int, int]:
-        """Samples from which on folded weights pay on a CPU: without gradients, and with them."""
+        """Samples from which on the formulation pays on a CPU: without gradients, and with them."""
+        if self.formulation == WRITTEN:
+            return 1, 1
         shape, saved = self.shape, max(self.reference_flops - self.flops, self.reference_flops // 10)
         weights = 4 * shape.dim * shape.heads * shape.dim_head + 2 * shape.dim * shape.mlp_dim
         costs = (OVERHEAD_FLOP + BYTE_FLOP * BYTES * weights, OVERHEAD_FLOP + FOLDING * self.fold_flops)

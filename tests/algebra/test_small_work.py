@@ -95,6 +95,15 @@ def test_samples_that_are_computed_alone_are_folded_alone() -> None:
     assert large > 100
 
 
+def test_what_is_written_anyway_asks_for_no_batch() -> None:
+    """A plan in which a layer keeps every transformer from being folded names none."""
+    model, _ = pair(depth=1)
+    for _, transformer, _ in model.blocks[0]._order():
+        transformer.sublayers[1].fn.net[1] = nn.ReLU()
+    assert {step.least_batches for step in model.plan().steps} == {(1, 1)}
+    assert "on a CPU" not in str(model.plan())
+
+
 @pytest.mark.parametrize("formulation", [None, "direct", "merged"])
 def test_values_are_those_that_chunks_are_cut_by(formulation: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     cut: list[int] = []
