@@ -18,6 +18,7 @@ from septr_fast.passes import backend, dispatch
 from septr_fast.passes.settings import Settings
 from septr_fast.passes.torch import chunks
 from septr_fast.passes.torch.attention import merged_attention
+from septr_fast.passes.torch.linear import linear
 
 Outputs = tuple[Tensor, Tensor]
 
@@ -95,7 +96,8 @@ def _own_attention(block: reference.SepTrBlock, axis: str, name: str, grid: Tens
         chunk = slice(start, start + max(1, limit // (size * len(rows))))
         front = cls_token.expand(-1, rows[:, chunk].shape[1], -1, -1)
         tokens = torch.cat([front, rows[:, chunk]], dim=2)
-        attended = merged_attention(tokens.flatten(0, 1), weights).view_as(tokens)
+        attended = merged_attention(tokens.flatten(0, 1), weights, None)
+        attended = linear(attended, weights.out_weight, weights.out_bias).view_as(tokens)
         written[:, chunk], cls_out[:, chunk] = attended[:, :, 1:], attended[:, :, 0]
     return out, cls_out
 

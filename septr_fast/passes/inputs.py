@@ -1,11 +1,11 @@
-"""Whether spectrograms and feature maps fit the module that they are given to."""
+"""Whether spectrograms and feature maps fit the module that they are given to, and what may be done with results."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from septr_fast.passes.observers import makes_graph
+from septr_fast.passes.observers import differentiates_forward, makes_graph, records
 
 _WITHOUT_AUTOCAST = ("meta", "lazy", "vulkan")
 """Types of devices that PyTorch has no autocast for."""
@@ -81,3 +81,12 @@ def autocasts(device_type: str) -> bool:
 def differentiates(*tensors: Tensor | None) -> bool:
     """Whether gradients can reach any of `tensors`."""
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def place(tensor: Tensor) -> Tensor | None:
+    """`tensor`, which nobody needs any more, as the place of the next result; None where somebody may look at it.
+
+    That is a derivative of any kind or a graph, and autocast, whose choice of a dtype knows no places.
+    """
+    looked_at = torch.is_grad_enabled() or records() or differentiates_forward() or autocasts(tensor.device.type)
+    return tensor if tensor.is_contiguous() and not looked_at else None

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from septr_fast.algebra.folded import Direct, Dropout, Mlp
-from septr_fast.passes.torch.linear import linear
+from septr_fast.passes.inputs import place
+from septr_fast.passes.torch.linear import add_linear, linear
 
 
 def normalize(x: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
@@ -15,12 +16,15 @@ def normalize(x: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     return F.layer_norm(x, (int(x.shape[-1]),), eps=eps).to(dtype)
 
 
-def mlp_branch(x: Tensor, weights: Mlp, dropout: Dropout) -> Tensor:
-    """What the MLP adds to tokens `(…, dim)`, normalization and dropout included; same shape out."""
+def mlp_sublayer(x: Tensor, weights: Mlp, dropout: Dropout) -> Tensor:
+    """Tokens `(…, dim)` and what the MLP adds to them, normalization and dropout included; in the place of `x`."""
     normalized = normalize(x, weights.eps, weights.out_weight.dtype)
-    hidden = F.gelu(linear(normalized, weights.hidden_weight, weights.hidden_bias))
-    out = linear(F.dropout(hidden, dropout.hidden), weights.out_weight, weights.out_bias)
-    return F.dropout(out, dropout.out)
+    hidden = linear(normalized, weights.hidden_weight, weights.hidden_bias)
+    if place(hidden) is None:
+        hidden = F.gelu(hidden)
+    else:
+        torch.ops.aten.gelu.out(hidden, out=hidden)
+    return add_linear(x, F.dropout(hidden, dropout.hidden), weights.out_weight, weights.out_bias, dropout.out)
 
 
 def class_query(cls_token: Tensor, weights: Direct) -> tuple[Tensor, Tensor]:

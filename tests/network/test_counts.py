@@ -184,7 +184,7 @@ def without_keeping(_: Callable[..., Any]) -> Callable[..., Any]:
     return lambda self, key, parameters, fold, **_: fold()
 
 
-MLP = "septr_fast.passes.torch.passes.mlp_branch"
+MLP = "septr_fast.passes.torch.passes.mlp_sublayer"
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ MLP = "septr_fast.passes.torch.passes.mlp_branch"
         ),
         pytest.param(
             TRITON,
-            "septr_fast.passes.triton.passes.mlp_branch",
+            "septr_fast.passes.triton.passes.mlp_sublayer",
             one_tensor_more,
             ("step, bytes held", "step, bytes saved"),
             id="a tensor kept beside kernels",

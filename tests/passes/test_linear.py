@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from septr_fast.passes.torch import linear as module
-from septr_fast.passes.torch.linear import linear
+from septr_fast.passes.torch.linear import add_linear, linear
 
 SHAPES = [(1, 1, 1), (7, 3, 5), (130, 256, 1280), (65, 1280, 256), (3000, 17, 19), (4000, 16, 512)]
 
@@ -185,3 +185,45 @@ def test_sums_in_half_precision_are_of_whole_tiles(monkeypatch: pytest.MonkeyPat
     shapes = [plain, wide, plain, (35, 96), wide, plain]
     dtypes = [*4 * [float32], *2 * [torch.bfloat16]]
     assert seen == list(zip(dtypes, map(torch.Size, shapes), strict=True))
+
+
+@pytest.mark.parametrize("onednn", [True, False], ids=["oneDNN", "MKL"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sums_lie_where_they_were_begun(onednn: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_HAS_FAST_MKL", not onednn)
+    x, given, weight, bias = (torch.randn(shape).to(dtype) for shape in [(2, 30, 48), (2, 30, 64), (48, 64), (48,)])
+    exact = x.double() + F.linear(given.double(), weight.double(), bias.double())
+    with torch.no_grad():
+        found = add_linear(x, given, weight, bias)
+    assert found.data_ptr() == x.data_ptr()
+    assert (found - exact).abs().max() < 4 * torch.finfo(dtype).eps * exact.abs().max()
+
+
+def test_sums_that_somebody_looks_at_lie_apart() -> None:
+    """With gradients, in forward mode, traced or transformed, under autocast, dropped or in another dtype."""
+    x, given, weight, bias = (torch.randn(shape) for shape in [(2, 30, 48), (2, 30, 64), (48, 64), (48,)])
+    before = x.clone()
+    exact = x.double() + F.linear(given.double(), weight.double(), bias.double())
+
+    def forward_mode() -> torch.Tensor:
+        with torch.autograd.forward_ad.dual_level():
+            return add_linear(x, given, weight, bias)
+
+    def cast() -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return add_linear(x, given, weight, bias)
+
+    found = [add_linear(x, given, weight, bias)]
+    with torch.no_grad():
+        found += [
+            forward_mode(),
+            cast(),
+            torch.func.vmap(lambda x, given: add_linear(x, given, weight, bias))(x, given),
+        ]
+        found += [torch.jit.trace(lambda x: add_linear(x, given, weight, bias), (x,))(x)]
+        found += [add_linear(x.transpose(1, 2).contiguous().transpose(1, 2), given, weight, bias)]
+        found += [add_linear(x, *(tensor.double() for tensor in (given, weight, bias)))]
+        dropped = add_linear(x, given, weight, bias, dropout=0.5)
+    assert torch.equal(x, before)
+    assert all((one - exact).abs().max() < 0.01 * exact.abs().max() for one in found)
+    assert 0.3 < ((dropped - x).abs() < 1e-6).double().mean() < 0.7

@@ -7,44 +7,46 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from septr_fast.algebra.folded import Direct, LowRank, Merged
+from septr_fast.passes.inputs import place
 from septr_fast.passes.lengths import within
 from septr_fast.passes.sublayers import class_query, normalize, project_attended
-from septr_fast.passes.torch.linear import linear
+from septr_fast.passes.torch.linear import add_linear, linear
 
 STREAMED_TOKENS = 1024
 """Most tokens whose scores are kept as a whole."""
 
 
-def attention_of(x: Tensor, weights: Direct | Merged, padding: Tensor | None) -> Tensor:
-    """Attention of `x` `(rows, tokens, dim)` in the form of its weights; same shape out."""
-    if isinstance(weights, Direct):
-        return direct_attention(x, weights, padding)
-    return merged_attention(x, weights, padding)
-
-
-def direct_attention(x: Tensor, weights: Direct, padding: Tensor | None = None) -> Tensor:
-    """Attention of `x` `(rows, tokens, dim)` with separate queries, keys and values; same shape out.
+def attention_sublayer(x: Tensor, weights: Direct | Merged, padding: Tensor | None, dropout: float) -> Tensor:
+    """Tokens `(rows, tokens, dim)` and their attention in the form of its weights; in the place of `x`.
 
     `padding` `(rows, tokens)` tells which tokens are keys to nobody.
     """
+    if isinstance(weights, Merged):
+        attended = merged_attention(x, weights, padding)
+    else:
+        attended = direct_attention(x, weights, padding)
+    if weights.out_weight is None:
+        return x + F.dropout(attended, dropout)
+    return add_linear(x, attended, weights.out_weight, weights.out_bias, dropout)
+
+
+def direct_attention(x: Tensor, weights: Direct, padding: Tensor | None = None) -> Tensor:
+    """What `x` `(rows, tokens, dim)` attends to, with separate queries, keys and values: `(rows, tokens, inner)`."""
     qkv = linear(normalize(x, weights.eps, weights.qkv_weight.dtype), weights.qkv_weight, weights.qkv_bias)
     query, key, value = qkv.unflatten(2, (3, weights.heads, -1)).permute(2, 0, 3, 1, 4)
-    attended = _attend(query, key, value, padding).transpose(1, 2).flatten(2)
-    return attended if weights.out_weight is None else linear(attended, weights.out_weight, weights.out_bias)
+    return _attend(query, key, value, padding).transpose(1, 2).flatten(2)
 
 
 def merged_attention(x: Tensor, weights: Merged, padding: Tensor | None = None) -> Tensor:
-    """Attention of `x` `(rows, tokens, dim)` by QK and OV circuits; same shape out.
+    """What `x` `(rows, tokens, dim)` attends to, by QK and OV circuits: `(rows, tokens, heads * dim)`.
 
     The heads of a token stand next to one another, so that all heads share one product with the keys.
-    `padding` `(rows, tokens)` tells which tokens are keys to nobody.
     """
     rows, tokens, dim = x.shape
     normalized = normalize(x, weights.eps, weights.query_weight.dtype)
     query = linear(normalized, weights.query_weight, weights.query_bias).view(rows, 1, tokens * weights.heads, dim)
     normalized = normalized.unsqueeze(1)
-    attended = _attend(query, normalized, normalized, padding).view(rows, tokens, weights.heads * dim)
-    return linear(attended, weights.out_weight, weights.out_bias)
+    return _attend(query, normalized, normalized, padding).view(rows, tokens, weights.heads * dim)
 
 
 def low_rank_attention(s: Tensor, weights: LowRank, dtype: torch.dtype, padding: Tensor | None = None) -> Tensor:
@@ -60,19 +62,20 @@ def low_rank_attention(s: Tensor, weights: LowRank, dtype: torch.dtype, padding:
     u = s * r
     flat = u.flatten(0, 1)
     query = torch.addmm(weights.pixel_bias, flat, weights.pixel_pixel).view(rows, tokens, heads, channels)
-    query = torch.addcmul(query, r.unsqueeze(-1), weights.position_pixel)
+    query = torch.addcmul(query, r.unsqueeze(-1), weights.position_pixel, out=place(query))
     table = torch.addmm(weights.position_bias, flat, weights.pixel_position).view(rows, tokens, heads, tokens)
-    table = torch.addcmul(table, r.unsqueeze(-1), weights.position_position) * r.view(rows, 1, 1, tokens)
-    scores = torch.baddbmm(
-        table.view(rows, tokens * heads, tokens), query.view(rows, tokens * heads, channels), u.transpose(1, 2)
-    )
+    table = torch.addcmul(table, r.unsqueeze(-1), weights.position_position, out=place(table))
+    table = torch.mul(table, r.view(rows, 1, 1, tokens), out=place(table)).view(rows, tokens * heads, tokens)
+    query = query.view(rows, tokens * heads, channels)
+    scores = torch.baddbmm(table, query, u.transpose(1, 2), out=place(table))
     if padding is not None:
         scores = scores.masked_fill(padding.unsqueeze(1), float("-inf"))
-    probability = scores.softmax(dim=-1)
+    probability = torch.softmax(scores, -1, out=place(scores))
     from_pixels = torch.bmm(probability, u).view(rows * tokens, heads * channels)
-    from_positions = (probability * r.view(rows, 1, tokens)).view(rows * tokens, heads * tokens)
-    out = linear(from_positions.to(dtype), weights.position_values.to(dtype), weights.out_bias.to(dtype))
-    return (out + linear(from_pixels.to(dtype), weights.pixel_values.to(dtype))).unflatten(0, (rows, tokens))
+    from_positions = torch.mul(probability, r.view(rows, 1, tokens), out=place(probability))
+    from_positions = from_positions.view(rows * tokens, heads * tokens).to(dtype)
+    out = linear(from_positions, weights.position_values.to(dtype), weights.out_bias.to(dtype))
+    return add_linear(out, from_pixels.to(dtype), weights.pixel_values.to(dtype), None).unflatten(0, (rows, tokens))
 
 
 def class_only_attention(body: Tensor, cls_token: Tensor, weights: Direct, valid: Tensor | None = None) -> Tensor:
@@ -112,4 +115,5 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None) -
     scores = torch.bmm(query, key.transpose(1, 2))
     if padding is not None:
         scores = scores.masked_fill(padding.repeat_interleave(heads[1], 0).unsqueeze(1), float("-inf"))
-    return torch.bmm(scores.softmax(dim=-1), value).unflatten(0, heads)
+    probability = torch.softmax(scores, -1, out=place(scores))
+    return torch.bmm(probability, value, out=place(query)).unflatten(0, heads)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from septr_fast.algebra.reading import is_hooked
-from septr_fast.passes.inputs import autocasts
+from septr_fast.passes.inputs import autocasts, place
 from septr_fast.passes.observers import differentiates_forward, records
 
 
@@ -56,6 +56,22 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     multiply: Callable[..., Tensor] = _Linear.apply if torch.is_grad_enabled() else _convolve
     product = multiply(flat, weight, bias)
     return product.unflatten(0, x.shape[:-1])
+
+
+def add_linear(x: Tensor, given: Tensor, weight: Tensor, bias: Tensor | None, dropout: float = 0.0) -> Tensor:
+    """`x + dropout(linear(given, weight, bias))`, of tensors `(…, dim)`.
+
+    `x` is the caller's own, who needs it no more: where nobody looks on, the result lies in its place, and but for
+    half precision, which would be rounded once more, the product is summed up there.
+    """
+    target = None if dropout or x.dtype != given.dtype else place(x)
+    if target is None:
+        return x + F.dropout(linear(given, weight, bias), dropout)
+    if x.dtype.itemsize == 2 or _runs_on_onednn(given, weight):
+        return target.add_(linear(given, weight, bias))
+    flat = target.view(-1, target.shape[-1])
+    torch.addmm(flat, given.flatten(0, -2), weight.t(), out=flat)
+    return target if bias is None else target.add_(bias)
 
 
 def call(module: nn.Module, x: Tensor) -> Tensor:

@@ -16,12 +16,18 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from septr_fast.algebra.folded import Direct, Folded, LowRank, Merged, Mlp
+from septr_fast.passes.inputs import place
 from septr_fast.passes.lengths import keys, within
 from septr_fast.passes.observers import differentiates_forward, transforms
 from septr_fast.passes.settings import Settings
-from septr_fast.passes.sublayers import mlp_branch
+from septr_fast.passes.sublayers import mlp_sublayer
 from septr_fast.passes.torch import merged_training
-from septr_fast.passes.torch.attention import STREAMED_TOKENS, attention_of, class_only_attention, low_rank_attention
+from septr_fast.passes.torch.attention import (
+    STREAMED_TOKENS,
+    attention_sublayer,
+    class_only_attention,
+    low_rank_attention,
+)
 from septr_fast.passes.torch.chunks import chunk_size, chunked, rows_of
 from septr_fast.passes.torch.joined import assembled, class_token_of
 from septr_fast.passes.torch.linear import linear
@@ -50,10 +56,11 @@ def plain_axis_pass(
     def transform(operands: Any, body: Tensor, cls_token: Tensor, valid: Tensor | None = None) -> Tensor:
         positions, attention, mlp = operands
         front = cls_token[:, None, None].expand(-1, body.shape[1], 1, dim)
-        x = torch.cat([front, body], dim=2) + positions
+        x = torch.cat([front, body], dim=2)
+        x = torch.add(x, positions, out=place(x) if x.dtype == positions.dtype else None)
         padding = _padding(valid, *x.shape[1:3])
-        y = sublayer(lambda x: x + F.dropout(attention_of(x, attention, padding), dropout.attention), x.flatten(0, 1))
-        return sublayer(lambda y: y + mlp_branch(y, mlp, dropout), y).view_as(x)
+        y = sublayer(lambda x: attention_sublayer(x, attention, padding, dropout.attention), x.flatten(0, 1))
+        return sublayer(lambda y: mlp_sublayer(y, mlp, dropout), y).view_as(x)
 
     valid = keys(settings.lengths, settings.axis)
     chunks = chunked(rows, tokens * widest.shape[0] * widest.element_size(), cls_token, *_given(valid))
@@ -70,16 +77,18 @@ def low_rank_pass(pixels: Tensor, weights: Folded, settings: Settings) -> tuple[
     residual_dtype = pixels.dtype if settings.dtype is None else settings.dtype
 
     def attention_sublayer(s: Tensor, attention: LowRank, padding: Tensor | None) -> Tensor:
-        token = linear(s.to(attention.square.dtype), attention.token_weight) + attention.token_bias
-        attended = low_rank_attention(s.to(attention.square.dtype), attention, dtype, padding)
-        return token.to(residual_dtype) + F.dropout(attended, dropout.attention)
+        s = s.to(attention.square.dtype)
+        token = linear(s, attention.token_weight)
+        x = torch.add(token, attention.token_bias, out=place(token)).to(residual_dtype)
+        attended = F.dropout(low_rank_attention(s, attention, dtype, padding), dropout.attention)
+        return torch.add(x, attended, out=place(x) if x.dtype == attended.dtype else None)
 
     def transform(operands: Any, body: Tensor, valid: Tensor | None = None) -> Tensor:
         attention, mlp = operands
         s = F.pad(body, (0, 0, 1, 0))
         padding = _padding(valid, *s.shape[1:3])
         y = sublayer(lambda s: attention_sublayer(s, attention, padding), s.flatten(0, 1))
-        return sublayer(lambda y: y + mlp_branch(y, mlp, dropout), y).view(*s.shape[:3], dim)
+        return sublayer(lambda y: mlp_sublayer(y, mlp, dropout), y).view(*s.shape[:3], dim)
 
     chunks = chunked(rows, 4 * tokens * attention.heads * tokens, *_given(keys(settings.lengths, settings.axis)))
     return assembled(transform, tuple(weights), chunks, pixels.shape[:3], settings)
@@ -98,7 +107,7 @@ def class_only_pass(
         def of_rows(body: Tensor, cls_token: Tensor) -> Tensor:
             y = class_only_attention(body + positions, cls_token, attention, valid)
             y = cls_token.unsqueeze(1) + F.dropout(y, dropout.attention)
-            return y + mlp_branch(y, mlp, dropout)
+            return mlp_sublayer(y, mlp, dropout)
 
         return sublayer(of_rows, body, cls_token)
 

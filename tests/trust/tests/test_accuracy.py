@@ -60,10 +60,10 @@ def test_finds_a_result_that_is_rounded_too_often(monkeypatch: pytest.MonkeyPatc
 
 
 def test_finds_training_that_goes_another_way(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
-    branch = torch_passes.mlp_branch
+    branch = torch_passes.mlp_sublayer
 
     def faulty(*given: Any) -> Tensor:
         return 4 * branch(*given)
 
-    monkeypatch.setattr(torch_passes, "mlp_branch", faulty)
+    monkeypatch.setattr(torch_passes, "mlp_sublayer", faulty)
     assert curves.train_beside_the_reference(5, silent)[1]

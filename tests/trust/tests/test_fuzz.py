@@ -57,12 +57,12 @@ def test_what_is_not_drawn_by_chance_is_drawn_on_purpose(monkeypatch: pytest.Mon
 
 
 def test_finds_the_smallest_case_of_a_fault_in_one_shape(monkeypatch: pytest.MonkeyPatch) -> None:
-    branch = torch_passes.mlp_branch
+    branch = torch_passes.mlp_sublayer
 
     def faulty(x: Tensor, *others: Any) -> Tensor:
         return branch(x, *others) * (1.1 if x.shape[1] >= 4 else 1.0)
 
-    monkeypatch.setattr(torch_passes, "mlp_branch", faulty)
+    monkeypatch.setattr(torch_passes, "mlp_sublayer", faulty)
     found = find("passes on PyTorch", 40)
     assert found is not None
     assert "FaultError" in found

@@ -41,14 +41,14 @@ def test_no_two_models_are_the_same() -> None:
 def test_few_bits_of_two_threads_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sum whose order follows the threads, which one run of three meets."""
     setting, threads = repeat.Setting("wide", "torch", None, "float32", threads=2), []
-    branch = torch_passes.mlp_branch
+    branch = torch_passes.mlp_sublayer
 
     def faulty(*given: Any) -> Tensor:
         threads.append(torch.get_num_threads())
         y = branch(*given)
         return y.add(16 * torch.finfo(y.dtype).eps * y.detach()) if len(threads) == 6 else y
 
-    monkeypatch.setattr(torch_passes, "mlp_branch", faulty)
+    monkeypatch.setattr(torch_passes, "mlp_sublayer", faulty)
     before = torch.get_num_threads()
     assert repeat.repeats(setting, repeat.forward_and_backward)
     assert set(threads) == {2}
@@ -57,13 +57,13 @@ def test_few_bits_of_two_threads_are_found(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("results", [repeat.forward_and_backward, repeat.trained], ids=lambda each: each.__name__)
 def test_finds_few_bits_in_one_run(results: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    branch, calls = torch_passes.mlp_branch, itertools.count()
+    branch, calls = torch_passes.mlp_sublayer, itertools.count()
 
     def faulty(*given: Any) -> Tensor:
         y = branch(*given)
         return y.add(16 * torch.finfo(y.dtype).eps * y.detach()) if next(calls) == 6 else y
 
-    monkeypatch.setattr(torch_passes, "mlp_branch", faulty)
+    monkeypatch.setattr(torch_passes, "mlp_sublayer", faulty)
     assert repeat.repeats(ONE, results)
 
 
