@@ -40,8 +40,9 @@ SHORT = {
 }
 """Kernels of the short form, by dtype and architecture."""
 SHORT_MODEL = "head dim 64, direct"
-VARIED = {80: "bfloat16", 86: "float32", 90: "bfloat16", 100: "bfloat16", 120: "float16"}
-"""The dtype in which each architecture's kernels are compiled for tensors that lie otherwise than models lay them."""
+VARIED = {80: "float32", 90: "bfloat16", 100: "float16"}
+"""The dtype in which kernels are compiled for tensors that lie otherwise than models lay them, by architecture: one for
+each way to tensor cores."""
 MISALIGNED, FAR = ", misaligned", ", far apart"
 BOTH_WAYS = "normalize_bwd"
 """The kernel that is compiled with contraction and without."""
@@ -151,9 +152,9 @@ def unsaid(case: Case, one: Launch) -> list[str]:
 def choose(cases: Iterable[tuple[Case, list[Launch]]], full: bool, wrong: list[str]) -> tuple[list[Work], int]:
     """What is compiled, and how many launches were seen; adds to `wrong` what they leave unsaid.
 
-    Of the default model everything that compiles to something of its own; of the others what has a
-    configuration that was not met in that dtype on that architecture. For tensors that lie otherwise registers may
-    be spilled: such kernels are slow, and must be right.
+    Of the default model everything that compiles to something of its own, where `is_first_of_kind`; of all else what
+    has a configuration that was not met in that dtype on that architecture. For tensors that lie otherwise registers
+    may be spilled: such kernels are slow, and must be right.
     """
     chosen: dict[tuple[str, str], Work] = {}
     met, number = set(), 0
@@ -166,10 +167,20 @@ def choose(cases: Iterable[tuple[Case, list[Launch]]], full: bool, wrong: list[s
             key = (one.name, tuple(config.tiles.items()), config.warps, config.stages, *of_case)
             new = key not in met
             met.add(key)
-            if (new or case.model == DEFAULT) and (full or one.name in SHORT[case.dtype, case.arch]):
+            if (new or (case.model == DEFAULT and is_first_of_kind(case))) and (
+                full or one.name in SHORT[case.dtype, case.arch]
+            ):
                 identity = compiled.identity(one, case.arch)
                 chosen.setdefault((identity, case.dtype if has_products(one) else ""), Work(case, one, identity))
     return list(chosen.values()), number
+
+
+def is_first_of_kind(case: Case) -> bool:
+    """Whether no other dtype or architecture has its kernels specialised for the same arguments, in the same tiles.
+
+    float16's are those of bfloat16, and sm_89 takes the tables of sm_86: of these each configuration is compiled once.
+    """
+    return case.dtype != "float16" and case.arch != 89
 
 
 def has_products(one: Launch) -> bool:

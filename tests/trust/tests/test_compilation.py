@@ -8,11 +8,13 @@ import pytest
 
 pytest.importorskip("triton")
 
-from septr_fast.kernels import launch
-from trust.machine import machine_code, rows
+from septr_fast.kernels import launch, tables
+from trust.machine import compiling, machine_code, rows
 from trust.machine.machine_code import Asked
 from trust.outcome import ShortForm
 from trust.parts import compilation
+
+from septr_fast.tuning.kernel_report import DEFAULT, Case
 
 KERNELS = 6
 """That the short form compiles."""
@@ -161,3 +163,10 @@ def test_rows_of_the_tables_that_no_model_uses_are_found() -> None:
     assert len(used & rows.of_kernels()) == 1
     assert len(rows.unused(used)) == len(rows.of_kernels()) - 1
     assert any(line.startswith("mlp_bwd on sm_100, 4 bytes per value") for line in rows.unused(used))
+
+
+def test_sm_89_takes_the_tables_of_sm_86() -> None:
+    """But for how many rows go at a time; so its kernels are specialised as that one's are."""
+    of_kernels = [row for row in tables.TABLES if row not in tables.CHUNK]
+    assert not [row.kernel for row in of_kernels if (86 in row.archs) != (89 in row.archs)]
+    assert not compiling.is_first_of_kind(Case(DEFAULT, "bfloat16", 89))
