@@ -52,6 +52,7 @@ setup(
             "hypothesis>=6.100",
             "import-linter>=2.1",
             "librosa>=0.10",
+            "lightning>=2.4",
             "mypy>=1.13",
             "onnxruntime>=1.20",
             "pip-audit>=2.7",

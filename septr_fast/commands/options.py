@@ -34,6 +34,13 @@ def count(text: str) -> int:
     return int(text)
 
 
+def number(text: str) -> int:
+    """`text` as an int from 0 on."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected an int from 0 on, got {text!r}")
+    return int(text)
+
+
 def duration(text: str) -> float:
     """`text` as a positive, finite number of seconds."""
     value = _number(text)

@@ -9,10 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from septr_fast.adopt import checkpoints
 from septr_fast.adopt.checkpoints import Bundle
 from septr_fast.audio.clips import import_soundfile
-from septr_fast.commands.options import count, duration, shown, usable_device
+from septr_fast.commands.options import count, duration, number, shown, usable_device
+from septr_fast.inference import many
 from septr_fast.inference.prediction import Prediction, Skipped, classify
 
 HELP = "the classes of audio files"
@@ -20,37 +23,65 @@ HELP = "the classes of audio files"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="audio files")
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="audio files, or folders with such below")
     parser.add_argument("--checkpoint", type=Path, required=True, help="what septr_fast.checkpoints.save wrote")
     parser.add_argument("--top", type=count, default=5, help="classes to show of each file (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", dest="as_json", help="one object for machines in place of text")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", dest="as_json", help="one object for machines in place of text")
+    form.add_argument(
+        "--json-lines",
+        type=Path,
+        metavar="OUT",
+        help="a line for each file, for any number of them: goes on where it was stopped, and under torchrun or "
+        "accelerate launch every process takes its share and writes OUT with its number before the suffix",
+    )
     parser.add_argument("--batch", type=count, default=16, help="windows classified at a time (default: %(default)s)")
     parser.add_argument(
         "--hop", type=duration, metavar="SECONDS", help="between the windows of a long file (default: half a window)"
     )
+    parser.add_argument("--readers", type=number, default=2, help="threads that read ahead (default: %(default)s)")
     parser.add_argument("--device", help="default: the current CUDA device, or the processor where there is none")
 
 
 def run(
-    files: Sequence[Path], checkpoint: Path, top: int, as_json: bool, batch: int, hop: float | None, device: str | None
+    files: Sequence[Path],
+    checkpoint: Path,
+    top: int,
+    as_json: bool,
+    json_lines: Path | None,
+    batch: int,
+    hop: float | None,
+    readers: int,
+    device: str | None,
 ) -> int:
     """Classify, print and return the exit status: 1 where a file was skipped, 2 where nothing can be classified.
 
     Args:
-        files: audio files.
+        files: audio files and folders.
         checkpoint: what `checkpoints.save` wrote.
         top: classes to show of each file.
         as_json: whether to print one object in place of text.
+        json_lines: file for one object a line; None to print.
         batch: most windows in one call of the model.
         hop: seconds from one window of a long file to the next; None for half a window.
-        device: a name that PyTorch knows; None for CUDA where it is available.
+        readers: threads that read the next files meanwhile.
+        device: a name that PyTorch knows; None for CUDA where it is available, with several processes the one that has
+            the number of this process on its machine.
     """
     found: list[Prediction] = []
     skipped: list[Skipped] = []
     try:
         import_soundfile()
-        bundle = checkpoints.load(checkpoint, usable_device(device))
-        for result in classify(bundle, files, batch=batch, hop=hop):
+        place = many.place_of()
+        if place.processes > 1 and json_lines is None:
+            raise ValueError("several processes: expected --json-lines, where each writes a file of its own")
+        bundle = checkpoints.load(checkpoint, usable_device(device or _own_device(place)))
+        options: dict[str, Any] = {"batch": batch, "hop": hop, "readers": readers}
+        if json_lines is not None:
+            run = many.mark(checkpoint, hop, top)
+            lines = many.Lines(json_lines, run, lambda result: _entry(result, bundle.classes, top))
+            return _told(many.classify_to_lines(bundle, files, lines, place, **options))
+        for result in classify(bundle, many.audio_files(files), **options):
             if isinstance(result, Skipped):
                 skipped.append(result)
                 sys.stderr.write(f"septr-fast predict: skipped {shown(result.path)}: {result.reason}\n")
@@ -64,23 +95,38 @@ def run(
     if as_json:
         sys.stdout.write(f"{json.dumps(_report(found, skipped, bundle, top), indent=1)}\n")
     if skipped:
-        sys.stderr.write(f"septr-fast predict: skipped {len(skipped)} of {len(files)} files\n")
+        sys.stderr.write(f"septr-fast predict: skipped {len(skipped)} of {len(skipped) + len(found)} files\n")
     return 1 if skipped else 0
 
 
 def _report(found: Sequence[Prediction], skipped: Sequence[Skipped], bundle: Bundle, top: int) -> dict[str, Any]:
     """Everything as one object for JSON."""
-    files = [
-        {
-            "file": str(prediction.path),
-            "seconds": prediction.seconds,
-            "windows": prediction.windows,
-            "classes": [{"name": name, "probability": value} for name, value in _best(prediction, bundle.classes, top)],
-        }
-        for prediction in found
-    ]
-    entries = [{"file": str(skip.path), "reason": skip.reason} for skip in skipped]
-    return {"activation": bundle.activation, "files": files, "skipped": entries}
+    files, left_out = ([_entry(result, bundle.classes, top) for result in results] for results in (found, skipped))
+    return {"activation": bundle.activation, "files": files, "skipped": left_out}
+
+
+def _entry(result: Prediction | Skipped, classes: Sequence[str], top: int) -> dict[str, Any]:
+    """What JSON says of a file."""
+    if isinstance(result, Skipped):
+        return {"file": str(result.path), "reason": result.reason}
+    return {
+        "file": str(result.path),
+        "seconds": result.seconds,
+        "windows": result.windows,
+        "classes": [{"name": name, "probability": value} for name, value in _best(result, classes, top)],
+    }
+
+
+def _told(tally: many.Tally) -> int:
+    """Say on standard error what was done; the exit status."""
+    before = f", {tally.before} were done before" if tally.before else ""
+    sys.stderr.write(f"septr-fast predict: {tally.written} files, {tally.skipped} of them skipped{before}\n")
+    return 1 if tally.skipped else 0
+
+
+def _own_device(place: many.Place) -> str | None:
+    """That of one of several processes; None for the default."""
+    return f"cuda:{place.local}" if place.processes > 1 and torch.cuda.is_available() else None
 
 
 def answer(prediction: Prediction, classes: Sequence[str], top: int) -> str:

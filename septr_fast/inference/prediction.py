@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +50,7 @@ class _Clip:
 
 
 def classify(
-    bundle: Bundle, paths: Iterable[Path], *, batch: int = 16, hop: float | None = None
+    bundle: Bundle, paths: Iterable[Path], *, batch: int = 16, hop: float | None = None, readers: int = 0
 ) -> Iterator[Prediction | Skipped]:
     """Classify audio files, each once it and those before it fill a batch.
 
@@ -61,6 +63,7 @@ def classify(
         paths: of files that libsndfile reads.
         batch: most windows in one call of the model.
         hop: from one window of a long file to the next, in seconds; None for half a window.
+        readers: threads that read the next files meanwhile; none for 0.
 
     Yields:
         A prediction, or the reason why a file was skipped, for each path; skipped ones may come before others
@@ -76,20 +79,40 @@ def classify(
     if step < 1:
         raise ValueError(f"hop: expected at least {1 / rate:g} seconds, one sample, got {hop}")
     waiting: list[_Clip] = []
-    for path in paths:
-        try:
-            waiting.append(_read(path, rate, span, step))
-        except ValueError as error:
-            yield Skipped(path, str(error))
+    for clip in _in_order(lambda path: _read(path, rate, span, step), paths, readers):
+        if isinstance(clip, Skipped):
+            yield clip
+        else:
+            waiting.append(clip)
         if sum(len(clip.windows) for clip in waiting) >= batch:
             yield from _classify(bundle, waiting, batch)
             waiting = []
     yield from _classify(bundle, waiting, batch)
 
 
-def _read(path: Path, rate: int, span: int, hop: int) -> _Clip:
+def _in_order(
+    read: Callable[[Path], _Clip | Skipped], paths: Iterable[Path], readers: int
+) -> Iterator[_Clip | Skipped]:
+    """What `read` makes of `paths`, by as many threads, each of which is at most two files ahead."""
+    if readers == 0:
+        yield from map(read, paths)
+        return
+    with ThreadPoolExecutor(readers, "septr_fast reader") as threads:
+        coming: deque[Future[_Clip | Skipped]] = deque()
+        for path in paths:
+            coming.append(threads.submit(read, path))
+            if len(coming) > 2 * readers:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
+
+
+def _read(path: Path, rate: int, span: int, hop: int) -> _Clip | Skipped:
     """A file's windows of `span` samples, `hop` apart."""
-    waveform = load_clip(path, rate)
+    try:
+        waveform = load_clip(path, rate)
+    except ValueError as error:
+        return Skipped(path, str(error))
     padded = torch.nn.functional.pad(waveform, (0, max(span - len(waveform), 0)))
     windows = [padded[start : start + span] for start in window_starts(len(padded), span, hop)]
     return _Clip(path, len(waveform) / rate, windows)

@@ -122,9 +122,11 @@ def check_train(words: Sequence[str]) -> None:
 def check_torchrun(words: Sequence[str]) -> None:
     with parsing():
         given = torchrun.get_args_parser().parse_args(words)
-    if given.training_script != "examples/train.py":
-        raise ValueError(f"torchrun: expected examples/train.py, got {given.training_script}")
-    check_train(given.training_script_args)
+    checks = {("examples/train.py", False): check_train, ("septr_fast", True): check_septr_fast}
+    started = given.training_script, bool(given.module)
+    if started not in checks:
+        raise ValueError(f"torchrun: expected examples/train.py or -m septr_fast, got {given.training_script}")
+    checks[started](given.training_script_args)
 
 
 def check_gpu(words: Sequence[str]) -> None:

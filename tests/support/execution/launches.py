@@ -44,6 +44,10 @@ def build(described: Launch) -> str:
     return f"{described.name} {tiles} warps={config.warps} stages={config.stages}"
 
 
+_built: dict[str, Any] = {}
+"""What Triton made of each launch of this process, by `compiled.identity`: to be looked at, executed, and changed."""
+
+
 @dataclass(frozen=True)
 class Executable:
     """A compiled kernel.
@@ -115,8 +119,10 @@ class Execution:
         """The compiled kernel of a launch; None where nothing is to run."""
         key = compiled.identity(described, self.arch)
         if key not in self._kept:
-            with compiled._driver(), mock.patch.object(CUDABackend, "make_cubin", _not_assembled):
-                kernel = compiled._warm_up(described, self.arch, "execution")
+            if key not in _built:
+                with compiled._driver(), mock.patch.object(CUDABackend, "make_cubin", _not_assembled):
+                    _built[key] = compiled._warm_up(described, self.arch, "execution")
+            kernel = _built[key]
             ptx = self.change(described.name, kernel.asm["ptx"])
             self.code[hashlib.sha256(_NO_CODE.sub("", ptx).encode()).hexdigest()] = None
             if self.compile_only:

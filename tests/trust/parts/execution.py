@@ -7,6 +7,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -15,6 +16,7 @@ import torch
 from septr_fast.kernels import launch
 from support.execution import trials
 from support.execution.launches import build
+from torch import Tensor
 
 from trust.machine import compiling
 from trust.outcome import Outcome, Progress
@@ -70,6 +72,7 @@ def run(full: bool, progress: Progress) -> Outcome:
     farthest = 0.0
     with tempfile.TemporaryDirectory() as folder:
         arguments = [f"@{folder}", *names, *(PLANTED if full else SHORT_PLANTED)]
+        interpreted: dict[tuple[Any, ...], dict[str, Tensor]] = {}
         for one in judgements(arguments, module="support.execution.trials"):
             if "launches" in one:
                 wrong += one["wrong"]
@@ -79,7 +82,7 @@ def run(full: bool, progress: Progress) -> Outcome:
                 told[one["name"]] = one
                 wrong += judged(one)
                 if "share" in one and one["fault"] is None:
-                    distance, where = _from_interpreter(one["name"], Path(folder))
+                    distance, where = _from_interpreter(one, Path(folder), interpreted)
                     wrong += [] if distance <= 1 else [f"{one['name']}: {distance:.2f} from the interpreter, {where}"]
                     farthest = max(farthest, distance)
             progress(1)
@@ -114,14 +117,22 @@ def missed(planted: Sequence[dict[str, Any]]) -> list[str]:
     return lines if planted else ["no fault was planted"]
 
 
-def _from_interpreter(name: str, folder: Path) -> tuple[float, str]:
-    """How far, over what is allowed, executed results are from those of Triton's interpreter, and which is farthest."""
+def _from_interpreter(
+    told: dict[str, Any], folder: Path, interpreted: dict[tuple[Any, ...], dict[str, Tensor]]
+) -> tuple[float, str]:
+    """How far, over what is allowed, executed results are from those of Triton's interpreter, and which is farthest.
+
+    The interpreter knows no architecture but by its configurations: what is `interpreted` serves all that have them.
+    """
+    name = told["name"]
     trial: Any = trials.TRIALS[name]
     kept = torch.load(folder / f"{name}.pt", weights_only=True)
-    with _precision(trial.precision), mock.patch.object(launch, "architecture", return_value=trial.arch):
-        interpreted = trial.results(trial.case(), "triton")
+    key = (repr(replace(trial, arch=0)), *told["builds"])
+    if key not in interpreted:
+        with _precision(trial.precision), mock.patch.object(launch, "architecture", return_value=trial.arch):
+            interpreted[key] = {name: x.double() for name, x in trial.results(trial.case(), "triton").items()}
     os.remove(folder / f"{name}.pt")
-    return trial.largest(kept["found"], kept["plain"], {key: x.double() for key, x in interpreted.items()})
+    return trial.largest(kept["found"], kept["plain"], interpreted[key])
 
 
 @contextmanager
