@@ -167,7 +167,10 @@ SMOKE = (
 BRIEF_CPU = (
     Case(FORWARD, "default", {}, 1, models=(OURS, REFERENCE, REFERENCE_COMPILED, FUSED, VIT, AST), rounds=3),
     Case(STEP, "default, 64x64", IN_USE["default, 64x64"], 2, models=(OURS, REFERENCE, VIT, AST), rounds=3),
-    Case(BESIDE_ONE, "default, 64x64", IN_USE["default, 64x64"], 1, models=(OURS, REFERENCE), rounds=3),
+    *(
+        Case(group, "default, 64x64", IN_USE["default, 64x64"], 1, models=(OURS, REFERENCE), rounds=3)
+        for group in CIRCUMSTANCES
+    ),
 )
 """The default setting without a GPU, for a first look: a few minutes on two cores."""
 

@@ -46,7 +46,12 @@ class SepTrPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
 
     @property
     def is_gradient_checkpointing(self) -> bool:
-        """Whether the backward pass recomputes."""
+        """Whether the backward pass recomputes, as Transformers 4 asks."""
+        return self.is_activation_checkpointing
+
+    @property
+    def is_activation_checkpointing(self) -> bool:
+        """Whether the backward pass recomputes, as Transformers 5 asks."""
         return any(block.recompute for module in self.modules() if isinstance(module, SepTr) for block in module.blocks)
 
 
@@ -98,6 +103,14 @@ class SepTrModel(SepTrPreTrainedModel):
             attentions=self._attentions(x, given) if self._asked(output_attentions, "output_attentions") else None,
         )
         return outputs if self._asked(return_dict, "return_dict") else outputs.to_tuple()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The layer that makes tokens of pixels."""
+        return self.model.blocks[0].projection
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Put another in its place."""
+        self.model.blocks[0].projection = value  # type: ignore[assignment]
 
     def pooled(self, input_values: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """The class token `(batch, dim)` alone, for which the last transformer computes no grid."""

@@ -1,0 +1,49 @@
+"""Transformers' common tests for models, from the source distribution of the version that is installed.
+
+Its wheels come without tests, and its source distribution with those that stand directly in `tests` alone; of two
+others they inherit what concerns generation and exporters, in which this package's models take no part.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+PACKAGE = "transformers_tests"
+"""What the tests are imported as."""
+FILES = ("test_modeling_common.py", "test_feature_extraction_common.py")
+ABSENT = {
+    "exporters/test_export.py": "class ExportTesterMixin:\n    pass\n",
+    "generation/test_utils.py": "class GenerationTesterMixin:\n    pass\n",
+}
+"""Modules that those import and the distribution lacks, with nothing in them."""
+ALSO = "parameterized"
+"""A package that the tests import besides."""
+
+
+def folder(kept: Path) -> Path:
+    """Where `PACKAGE` can be imported from, made below `kept` where it is not yet."""
+    version = importlib.metadata.version("transformers")
+    made = kept / f"transformers-{version}"
+    if (made / "made").exists():
+        return made
+    made.mkdir(parents=True, exist_ok=True)
+    pip = [sys.executable, "-m", "pip", "--quiet"]
+    own = ["--no-deps", "--no-build-isolation", "--no-binary", ":all:", f"transformers=={version}"]
+    subprocess.run([*pip, "download", *own, "--dest", str(made)], check=True)
+    subprocess.run([*pip, "install", "--no-compile", "--target", str(made), ALSO], check=True)
+    for name, text in {"__init__.py": "", **ABSENT}.items():
+        file = made / PACKAGE / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        (file.parent / "__init__.py").touch()
+        file.write_text(text, encoding="utf-8")
+    with tarfile.open(made / f"transformers-{version}.tar.gz") as archive:
+        for name in FILES:
+            member = archive.extractfile(f"transformers-{version}/tests/{name}")
+            assert member is not None
+            (made / PACKAGE / name).write_bytes(member.read())
+    (made / "made").touch()
+    return made
