@@ -18,13 +18,18 @@ def normalize(x: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
 
 def mlp_sublayer(x: Tensor, weights: Mlp, dropout: Dropout) -> Tensor:
     """Tokens `(…, dim)` and what the MLP adds to them, normalization and dropout included; in the place of `x`."""
+    return add_linear(x, mlp_hidden(x, weights, dropout), weights.out_weight, weights.out_bias, dropout.out)
+
+
+def mlp_hidden(x: Tensor, weights: Mlp, dropout: Dropout) -> Tensor:
+    """What the first layer of the MLP makes of tokens `(…, dim)`, normalization and dropout included."""
     normalized = normalize(x, weights.eps, weights.out_weight.dtype)
     hidden = linear(normalized, weights.hidden_weight, weights.hidden_bias)
     if place(hidden) is None:
         hidden = F.gelu(hidden)
     else:
         torch.ops.aten.gelu.out(hidden, out=hidden)
-    return add_linear(x, F.dropout(hidden, dropout.hidden), weights.out_weight, weights.out_bias, dropout.out)
+    return F.dropout(hidden, dropout.hidden)
 
 
 def class_query(cls_token: Tensor, weights: Direct) -> tuple[Tensor, Tensor]:

@@ -1,17 +1,19 @@
-"""Transformers' common tests for models, from the source distribution of the version that is installed.
+"""Transformers' common tests for models, of the installed version: `PYTHONPATH=tests python -m compat.own_tests`.
 
-Its wheels come without tests, and its source distribution with those that stand directly in `tests` alone; of two
-others they inherit what concerns generation and exporters, in which this package's models take no part.
+They come from its source distribution; its wheels have none. There are those alone that stand directly in `tests`;
+of two others they inherit what concerns generation and exporters, in which this package's models take no part.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "transformers_tests"
 """What the tests are imported as."""
 FILES = ("test_modeling_common.py", "test_feature_extraction_common.py")
@@ -47,3 +49,14 @@ def folder(kept: Path) -> Path:
             (made / PACKAGE / name).write_bytes(member.read())
     (made / "made").touch()
     return made
+
+
+def main() -> int:
+    """Run those of `common_models`; pytest's exit status."""
+    environment = {**os.environ, "PYTHONPATH": str(folder(ROOT / "build" / "compat"))}
+    command = [sys.executable, "-m", "pytest", "-q", "-W", "ignore", str(Path(__file__).with_name("common_models.py"))]
+    return subprocess.run(command, cwd=ROOT, env=environment).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -155,8 +155,18 @@ def test_two_processes_share_the_files(
 ) -> None:
     """Each has its own lines; one process goes on with what two have left."""
     run = {
-        "torchrun": ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "septr_fast"],
-        "accelerate": ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "-m", "septr_fast"],
+        "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "septr_fast"],
+        "accelerate": [
+            "-m",
+            "accelerate.commands.launch",
+            "--multi_gpu",
+            "--main_process_port",
+            "0",
+            "--num_processes",
+            "2",
+            "-m",
+            "septr_fast",
+        ],
     }[launcher]
     out = tmp_path / "out.jsonl"
     command = [sys.executable, *run, "predict", folder, "--checkpoint", checkpoint, "--json-lines", out]

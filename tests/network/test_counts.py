@@ -223,7 +223,7 @@ MLP = "septr_fast.passes.torch.passes.mlp_sublayer"
         ),
         pytest.param(
             TRITON,
-            "septr_fast.passes.triton.passes.mlp_sublayer",
+            "septr_fast.passes.triton.passes.mlp_hidden",
             one_tensor_more,
             ("step, bytes held", "step, bytes saved"),
             id="a tensor kept beside kernels",

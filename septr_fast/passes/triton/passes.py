@@ -20,7 +20,8 @@ from septr_fast.kernels.low_rank_pass_operator import low_rank_pass as low_rank_
 from septr_fast.passes.inputs import differentiates
 from septr_fast.passes.lengths import keys, mean_over_rows
 from septr_fast.passes.settings import Settings
-from septr_fast.passes.sublayers import class_query, mlp_sublayer, project_attended
+from septr_fast.passes.sublayers import class_query, mlp_hidden, project_attended
+from septr_fast.passes.torch.linear import linear
 from septr_fast.passes.triton import tuned
 
 launch.use_tuned(tuned.rows)
@@ -78,7 +79,9 @@ def class_only_pass(
     valid = keys(settings.lengths, settings.axis)
     attended, _ = class_attention(grid, pos_embedding, query, normalized, attention.eps, settings.axis, valid)
     y = cls_token.unsqueeze(1) + F.dropout(project_attended(attended, attention), dropout.attention)
-    return mean_over_rows(mlp_sublayer(y, mlp, dropout), settings.lengths, settings.axis)
+    # Not in the place of `y`: a training step sums in this order, and evaluation has its bits.
+    added = F.dropout(linear(mlp_hidden(y, mlp, dropout), mlp.out_weight, mlp.out_bias), dropout.out)
+    return mean_over_rows(y + added, settings.lengths, settings.axis)
 
 
 def _layers(mlp: Mlp) -> tuple[Tensor, Tensor, Tensor, Tensor]:
