@@ -37,7 +37,7 @@ NO_GPU = "On a GPU: not measured yet."
 COLUMNS_OF_README = 110
 """The width of its lines."""
 FIRST_LOOK = "brief"
-"""The setting whose page has no chart of memory: its tables tell."""
+"""The setting whose page has no charts: its tables tell, and the README has that of its times."""
 ROWS = 8
 """Most rows of the README's table."""
 LEFT_OUT = (cases.OURS_COMPILED, cases.VIT_TINY, cases.AST_TINY)
@@ -202,7 +202,8 @@ def _section(run: Run, album: Album) -> Iterator[str]:
     yield " ".join(part for part in (machine(run), ceilings(run), _linked(album.prefix)) if part)
     yield "\n".join(f"- {sentence}" for sentence in sentences(run))
     chosen = main_cases(run)
-    yield page.speed_chart(chosen, album, "main cases")
+    if run.setting != FIRST_LOOK:
+        yield page.speed_chart(chosen, album, "main cases")
     for case, found in chosen.items():
         if found[0].group in TASKS:
             yield f"**{case}**"
