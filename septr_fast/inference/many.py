@@ -75,7 +75,7 @@ def place_of(environment: Mapping[str, str] = os.environ) -> Place:
 
 
 def audio_files(given: Iterable[Path]) -> Iterator[Path]:
-    """Files as they are given, and those below folders that end in one of `AUDIO_SUFFIXES`, in the order of names.
+    """Files as they are given, and those below folders that end in one of `AUDIO_SUFFIXES`, as `walk` finds them.
 
     A folder without any comes itself, for its reader to tell.
     """

@@ -1,4 +1,4 @@
-"""The example for PyTorch Lightning, on folders of tones, in its precisions; and the switch for TF32 that these set."""
+"""The example for PyTorch Lightning, on folders of tones, in two precisions; gradients whatever TF32 is set to."""
 
 from __future__ import annotations
 

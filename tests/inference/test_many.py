@@ -22,6 +22,7 @@ import soundfile
 from septr_fast import LogMel, SepTr
 from septr_fast.__main__ import main
 from septr_fast.adopt import checkpoints
+from septr_fast.commands import predict as command
 from septr_fast.inference import many, prediction
 
 RATE, FILES = 8000, 23
@@ -66,8 +67,8 @@ def lines(*files: Path) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def expected(folder: Path, checkpoint: Path) -> dict[str, Any]:
     """What one object of JSON says of the folder, by file."""
-    command = [sys.executable, "-m", "septr_fast", "predict", folder, "--checkpoint", checkpoint, "--json"]
-    found = subprocess.run(command, capture_output=True, check=False, cwd=ROOT)
+    started = [sys.executable, "-m", "septr_fast", "predict", folder, "--checkpoint", checkpoint, "--json"]
+    found = subprocess.run(started, capture_output=True, check=False, cwd=ROOT)
     assert found.returncode == 1, found.stderr
     report = json.loads(found.stdout)
     entries = {entry["file"]: entry for entry in (*report["files"], *report["skipped"])}
@@ -169,9 +170,9 @@ def test_two_processes_share_the_files(
         ],
     }[launcher]
     out = tmp_path / "out.jsonl"
-    command = [sys.executable, *run, "predict", folder, "--checkpoint", checkpoint, "--json-lines", out]
+    started = [sys.executable, *run, "predict", folder, "--checkpoint", checkpoint, "--json-lines", out]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, capture_output=True, check=False, cwd=ROOT, env=environment, timeout=300)
+    subprocess.run(started, capture_output=True, check=False, cwd=ROOT, env=environment, timeout=300)
     first, second = out, tmp_path / "out.1.jsonl"
     same(without_run(lines(first, second)), expected)
     assert all(len(lines(part)) > 2 for part in (first, second))
@@ -189,6 +190,13 @@ def test_several_processes_do_not_print(
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert predict(folder, checkpoint) == 2
     assert "several processes: expected --json-lines" in capsys.readouterr().err
+
+
+def test_each_process_has_the_gpu_of_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    third = many.place_of({"RANK": "6", "LOCAL_RANK": "2", "WORLD_SIZE": "8"})
+    for available, expected in ((True, [None, "cuda:2"]), (False, [None, None])):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
+        assert [command._own_device(place) for place in (many.place_of({}), third)] == expected
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,17 @@ from trust.outcome import Outcome, Progress
 
 NAME = "compilation"
 WHAT = (
-    "Every kernel as shipped, for sm_80, 86, 89, 90, 100 and 120 in bfloat16, float16, float32 and TF32, compiled once "
-    "for its content, some for misaligned tensors and for strides of 64 bits: registers, shared and tensor memory, "
+    "Every configuration of every kernel as shipped, for sm_80, 86, 89, 90, 100 and 120 in bfloat16, float16, float32 "
+    "and TF32, and all that the default model's arguments make of them, compiled once for its content, some for "
+    "misaligned tensors and for strides of 64 bits: registers, shared and tensor memory, "
     "tensor cores; precision and contraction as told at every launch, and as they are in the code of every product "
     "and of all arithmetic in it."
 )
-CANNOT = "Whether the compiler's code is right and how it runs: nothing of it was executed."
+CANNOT = (
+    "Whether the compiler's code is right and how it runs: nothing of it was executed. What the default model's "
+    "arguments make of float16's kernels, which differ from bfloat16's by the dtype, and of sm_89's, which take the "
+    "tables of sm_86: of these each configuration is compiled once."
+)
 
 ROOT = Path(__file__).resolve().parents[3]
 COUNTED = ("products", "tensor cores", "multiply-adds", "additions and multiplications")
