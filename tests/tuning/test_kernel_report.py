@@ -140,7 +140,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "0")
         done = program(
-            str(ROOT / "tests" / "support" / "kernels" / "planted_kernels.py"), str(tmp_path_factory.mktemp("planted"))
+            str(ROOT / "tests" / "support" / "runs" / "planted_kernels.py"), str(tmp_path_factory.mktemp("planted"))
         )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -261,7 +261,7 @@ def test_stored_report_is_what_compiling_gives(shipped: dict[str, Any], unchange
         pytest.skip("made of these sources, all of which make trust has compiled: --long")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "0")
-        done = program(str(ROOT / "tests" / "support" / "kernels" / "recompiled_kernels.py"), str(tmp_path))
+        done = program(str(ROOT / "tests" / "support" / "runs" / "recompiled_kernels.py"), str(tmp_path))
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     reported = {kernel["identity"]: kernel for kernel in shipped["kernels"]}
