@@ -56,6 +56,8 @@ def run(
 ) -> int:
     """Classify, print and return the exit status: 1 where a file was skipped, 2 where nothing can be classified.
 
+    One of several processes returns 0 where files were skipped; its lines say which.
+
     Args:
         files: audio files and folders.
         checkpoint: what `checkpoints.save` wrote.
@@ -80,7 +82,7 @@ def run(
         if json_lines is not None:
             run = many.mark(checkpoint, hop, top)
             lines = many.Lines(json_lines, run, lambda result: _entry(result, bundle.classes, top))
-            return _told(many.classify_to_lines(bundle, files, lines, place, **options))
+            return _told(many.classify_to_lines(bundle, files, lines, place, **options), place)
         for result in classify(bundle, many.audio_files(files), **options):
             if isinstance(result, Skipped):
                 skipped.append(result)
@@ -117,11 +119,14 @@ def _entry(result: Prediction | Skipped, classes: Sequence[str], top: int) -> di
     }
 
 
-def _told(tally: many.Tally) -> int:
-    """Say on standard error what was done; the exit status."""
+def _told(tally: many.Tally, place: many.Place) -> int:
+    """Say on standard error what was done; the exit status.
+
+    One of several processes that ended with 1 would have its launcher end all others in the middle of their shares.
+    """
     before = f", {tally.before} were done before" if tally.before else ""
     sys.stderr.write(f"septr-fast predict: {tally.written} files, {tally.skipped} of them skipped{before}\n")
-    return 1 if tally.skipped else 0
+    return 1 if tally.skipped and place.processes == 1 else 0
 
 
 def _own_device(place: many.Place) -> str | None:

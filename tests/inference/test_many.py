@@ -172,7 +172,8 @@ def test_two_processes_share_the_files(
     out = tmp_path / "out.jsonl"
     started = [sys.executable, *run, "predict", folder, "--checkpoint", checkpoint, "--json-lines", out]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(started, capture_output=True, check=False, cwd=ROOT, env=environment, timeout=300)
+    done = subprocess.run(started, capture_output=True, text=True, check=False, cwd=ROOT, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
     first, second = out, tmp_path / "out.1.jsonl"
     same(without_run(lines(first, second)), expected)
     assert all(len(lines(part)) > 2 for part in (first, second))
