@@ -9,9 +9,10 @@ parameters under the names that published checkpoints use.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from numbers import Real
 from operator import index
-from typing import SupportsIndex, cast
+from typing import Any, SupportsIndex, cast
 
 import torch
 from einops import rearrange, reduce, repeat
@@ -39,13 +40,22 @@ def check_sizes(**sizes: int) -> tuple[int, ...]:
 
 def whole(value: object) -> int | None:
     """`value` as a Python int where it is one, of NumPy or a tensor with one value too, and not negative."""
-    if isinstance(value, bool) or (isinstance(value, Tensor) and value.dtype == torch.bool):
+    if isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool"):
         return None
     try:
         found = index(cast(SupportsIndex, value))
     except (TypeError, RuntimeError):
         return None
     return found if found >= 0 else None
+
+
+def as_python(value: Any) -> Any:
+    """Numbers of NumPy, and of tensors with one value, as Python's; those in lists, tuples and dictionaries too."""
+    if isinstance(value, Mapping):
+        return {name: as_python(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(as_python, value))
+    return value.item() if getattr(value, "shape", None) == () else value
 
 
 def check_classes(num_classes: int) -> int:

@@ -22,7 +22,7 @@ KERNELS = (
 )
 TRIALS = 3
 PATCH = 16
-"""Height and width of a patch of ViT and AST."""
+"""Height and width of a patch of ViT and AST, as published."""
 
 
 class FusedAttention(nn.Module):
@@ -149,6 +149,7 @@ class Patches(nn.Module):
             sizes Ti is the one nearest to the default SepTr's 8.9 million parameters.
         layers: number of transformer layers.
         fused: attend by `scaled_dot_product_attention`, not by plain products and a softmax.
+        patch: height and width of a patch.
     """
 
     def __init__(
@@ -161,6 +162,7 @@ class Patches(nn.Module):
         tiny: bool,
         layers: int = 12,
         fused: bool = True,
+        patch: int = PATCH,
     ) -> None:
         super().__init__()
         from transformers import ASTConfig, ASTForAudioClassification, ViTConfig, ViTForImageClassification
@@ -172,7 +174,7 @@ class Patches(nn.Module):
             "num_hidden_layers": layers,
             "intermediate_size": 4 * width,
             "num_labels": num_classes,
-            "patch_size": PATCH,
+            "patch_size": patch,
             "attn_implementation": "sdpa" if fused else "eager",
         }
         self.transposed = kind == "AST"

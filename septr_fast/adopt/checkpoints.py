@@ -93,7 +93,7 @@ def save(
         "version": VERSION if chosen == "softmax" else VERSION_WITH_ACTIVATION,
         "model": constructor_arguments(model),
         "classes": list(classes),
-        "front_end": dict(front_end_settings),
+        "front_end": reference.as_python(front_end_settings),
         **({} if chosen == "softmax" else {"activation": chosen}),
     }
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from septr_fast import reference
-from septr_fast.algebra.reading import is_hooked
+from septr_fast.algebra.reading import has_hooks
 from septr_fast.model import SepTr, SepTrBlock
-from septr_fast.reference import size_pair
+from septr_fast.reference import as_python, size_pair
 
 _PLAIN: dict[type[nn.Module], type[nn.Module]] = {SepTr: reference.SepTr, SepTrBlock: reference.SepTrBlock}
 _FAST = {plain: fast for fast, plain in _PLAIN.items()}
@@ -54,7 +54,7 @@ def check_alike(wanted: nn.Module, model: nn.Module) -> None:
     """Raise `ValueError` unless loading the state of `model` into `wanted` makes the same of it, but for hooks."""
     for reason in _differences(wanted, model):
         raise ValueError(f"model: expected what its constructor makes, got one in which {reason}; {_ELSEWHERE}")
-    hooked = [name or type(model).__name__ for name, module in model.named_modules() if is_hooked(module)]
+    hooked = [name or type(model).__name__ for name, module in model.named_modules() if has_hooks(module)]
     if hooked:
         _logger.warning("hooks are not saved: those of %s", ", ".join(hooked))
 
@@ -66,7 +66,7 @@ def read_arguments(model: reference.SepTr) -> dict[str, Any]:
     mlp = "transformer_h.layers.0.1.fn.net"
     pool = first.pool.kernel_size if isinstance(first.pool, nn.AvgPool2d) else None
     dropout = _part(first, f"{mlp}.2", nn.Module)
-    return {
+    found = {
         "channels": first.channels,
         "input_size": list(first.input_size),
         "num_classes": model.fc.out_features if isinstance(model.fc, nn.Linear) else 0,
@@ -80,6 +80,7 @@ def read_arguments(model: reference.SepTr) -> dict[str, Any]:
         "return_cls": model.return_cls,
         "first_axis": first.first_axis,
     }
+    return cast(dict[str, Any], as_python(found))
 
 
 def _part(module: nn.Module, name: str, kind: type[Module]) -> Module:

@@ -7,13 +7,21 @@ from dataclasses import dataclass
 from typing import cast
 
 from torch import Tensor, nn
+from torch.nn.modules import module as modules
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
+from torch.utils.module_tracker import ModuleTracker
 
 from septr_fast.algebra.folded import Dropout, accumulation_dtype
 from septr_fast.reference import Attention, FeedForward, PreNorm, Transformer
 
+_GLOBAL_HOOKS = (
+    modules._global_forward_pre_hooks,
+    modules._global_forward_hooks,
+    modules._global_backward_pre_hooks,
+    modules._global_backward_hooks,
+)
 WEIGHT_HOOKS = (BasePruningMethod, WeightNorm, SpectralNorm)
 """What PyTorch registers to set a weight when its layer is called."""
 
@@ -44,7 +52,7 @@ def why_written(transformer: nn.Module) -> str | None:
         reason = _why_not(*part)
         if reason is not None:
             return reason
-    return None
+    return _why_not_heads(cast(Transformer, transformer))
 
 
 def why_not_linear(name: str, linear: nn.Module) -> str | None:
@@ -54,6 +62,19 @@ def why_not_linear(name: str, linear: nn.Module) -> str | None:
 
 def is_hooked(module: nn.Module) -> bool:
     """Whether calling `module` calls hooks, other than those that set the weight of a linear layer."""
+    return every_module_is_hooked() or has_hooks(module)
+
+
+def every_module_is_hooked() -> bool:
+    """Whether hooks are registered for all modules, other than those by which PyTorch's counters follow their names."""
+    if not any(_GLOBAL_HOOKS):
+        return False
+    hooks = (hook for registered in _GLOBAL_HOOKS for hook in registered.values())
+    return any(not isinstance(getattr(hook, "__self__", None), ModuleTracker) for hook in hooks)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """As `is_hooked`, of those that are registered for `module` itself."""
     if module._forward_hooks or module._backward_hooks or module._backward_pre_hooks:
         return True
     hooks = module._forward_pre_hooks
@@ -110,7 +131,7 @@ def _why_not(name: str, module: nn.Module | None, kinds: Kinds, biased: bool | N
     if module is None:
         return f"{name} is not there"
     kind = type(module)
-    if kind not in kinds and not any(isinstance(module, each) and kind.forward is each.forward for each in kinds):
+    if kind not in kinds and not any(_is_called_as(module, each) for each in kinds):
         return f"{name} is {type(module).__name__}" + "".join(f", not {kind.__name__}" for kind in kinds[-1:])
     if "forward" in module.__dict__:
         return f"{name} has a forward of its own"
@@ -124,6 +145,18 @@ def _why_not(name: str, module: nn.Module | None, kinds: Kinds, biased: bool | N
     if isinstance(module, nn.GELU) and module.approximate != "none":
         return f"{name} approximates GELU by {module.approximate}"
     return None
+
+
+def _is_called_as(module: nn.Module, kind: type[nn.Module]) -> bool:
+    own = type(module)
+    return isinstance(module, kind) and own.forward is kind.forward and own.__call__ is kind.__call__
+
+
+def _why_not_heads(transformer: Transformer) -> str | None:
+    """What keeps the weights of the attention from being read as those of its heads."""
+    attention = cast(Attention, transformer.sublayers[0].fn)
+    width, rows = attention.heads * attention.dim_head, attention.to_qkv.out_features
+    return None if rows == 3 * width else f"to_qkv gives {rows} values, not 3 for each of {width} in its heads"
 
 
 def read_widths(transformer: nn.Module) -> tuple[int, int, int] | None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from septr_fast.audio.standardization import standardize_clips
 from septr_fast.passes import lengths as valid_lengths
 from septr_fast.passes.inputs import autocasts, check_dense
-from septr_fast.reference import check_sizes
+from septr_fast.reference import as_python, check_sizes
 
 PAD_MODES = ("constant", "reflect")
 
@@ -105,7 +105,7 @@ class Spectrogram(nn.Module):
         for name in ("mean", "deviation"):
             statistic = self._statistics.get(name)
             values[name] = None if statistic is None else statistic.flatten().tolist()
-        return {"name": type(self).__name__, **values}
+        return {"name": type(self).__name__, **as_python(values)}
 
     @property
     def size(self) -> tuple[int, int, int]:

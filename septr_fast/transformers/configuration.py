@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from transformers import PretrainedConfig
 
 from septr_fast.model import Size
-from septr_fast.reference import size_pair
+from septr_fast.reference import as_python, size_pair
 
 
 class SepTrConfig(PretrainedConfig):  # type: ignore[misc]
@@ -52,8 +52,8 @@ class SepTrConfig(PretrainedConfig):  # type: ignore[misc]
         lengths_axis: str = "width",
         **others: Any,
     ) -> None:
-        self.channels, self.depth, self.heads, self.mlp_dim = channels, depth, heads, mlp_dim
-        self.dim_head, self.dim, self.dropout_tr = dim_head, dim, dropout_tr
+        sizes = as_python((channels, depth, heads, mlp_dim, dim_head, dim, dropout_tr))
+        self.channels, self.depth, self.heads, self.mlp_dim, self.dim_head, self.dim, self.dropout_tr = sizes
         self.first_axis, self.lengths_axis = first_axis, lengths_axis
         self.input_size = list(size_pair(input_size, "input_size"))
         pool = down_sample_input

@@ -42,11 +42,12 @@ def to_checkpoint(
     """Write a checkpoint of this package, which `septr-fast predict` and `septr_fast.checkpoints.load` read.
 
     Raises:
-        ValueError: for regression, or as `septr_fast.checkpoints.save` does.
+        ValueError: for regression, as `SepTrForAudioClassification.describe` or as `septr_fast.checkpoints.save` does.
     """
     problem = model.config.problem_type
     if problem == "regression":
         raise ValueError("model: expected one of classes, got one for regression")
+    model.describe()
     plain = SepTr(num_classes=model.num_labels, **model.config.arguments())
     plain.load_state_dict({_own(name): x for name, x in model.state_dict().items()})
     names = [model.config.id2label[number] for number in range(model.num_labels)]

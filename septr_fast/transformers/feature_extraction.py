@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, SequenceFeatureExtractor
 
 from septr_fast.audio import front_ends
+from septr_fast.reference import as_python
 
 DEFAULT = {"name": "LogMel", "sample_rate": 16000, "mels": 128, "hop": 125, "frames": 128, "standardize": True}
 """One second at 16 kHz as 128 by 128 values."""
@@ -37,7 +38,7 @@ class SepTrFeatureExtractor(SequenceFeatureExtractor):  # type: ignore[misc]
         return_attention_mask: bool = True,
         **others: Any,
     ) -> None:
-        self.front_end = dict(DEFAULT if front_end is None else front_end)
+        self.front_end = as_python(DEFAULT if front_end is None else front_end)
         built = self._built()
         others = {"padding_value": 0.0, **others, "feature_size": built.bins}
         rate = sampling_rate or self.front_end.get("sample_rate", 16000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
 
 from septr_fast import reference
+from septr_fast.adopt.description import constructor_arguments
+from septr_fast.algebra.reading import why_not_linear
 from septr_fast.model import SepTr
 from septr_fast.transformers.configuration import SepTrConfig
 
@@ -33,6 +36,28 @@ class SepTrPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
             nn.init.normal_(module.pos_embedding_w)
         elif isinstance(module, reference.SepTr):
             nn.init.normal_(module.cls_token)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **options: Any) -> None:
+        """As that of Transformers, the configuration made to say what the model is by now.
+
+        Where weights are given, or a quantizer made the layers, model and configuration are saved as they are.
+
+        Raises:
+            ValueError: for a model that its configuration cannot describe, naming the part.
+        """
+        if options.get("state_dict") is None and getattr(self, "hf_quantizer", None) is None:
+            self.describe()
+        super().save_pretrained(save_directory, *args, **options)
+
+    def describe(self) -> None:
+        """Have the configuration say what the model is, whatever was changed since it was made.
+
+        Raises:
+            ValueError: where no configuration says that, naming the part of the model.
+        """
+        described = constructor_arguments(self.base_model.model)
+        for name in self.config.arguments():
+            setattr(self.config, name, described[name])
 
     def _set_gradient_checkpointing(self, enable: bool = True, *_: Any, **__: Any) -> None:
         """Recompute every sublayer, which this package does by itself; how Transformers would is left aside."""
@@ -150,6 +175,17 @@ class SepTrForAudioClassification(SepTrPreTrainedModel):
         self.septr = SepTrModel(config)
         self.classifier = nn.Linear(config.dim, config.num_labels)
         self.post_init()
+
+    def describe(self) -> None:
+        """As that of `SepTrModel`, for as many labels as there are outputs."""
+        super().describe()
+        reason = why_not_linear("classifier", self.classifier)
+        if reason is None and self.classifier.in_features != self.config.dim:
+            reason = f"classifier takes {self.classifier.in_features} values, not {self.config.dim}"
+        if reason is not None:
+            raise ValueError(f"model: expected a linear classifier, got one in which {reason}; keep its state dict")
+        if self.classifier.out_features != self.config.num_labels:
+            self.num_labels = self.config.num_labels = self.classifier.out_features
 
     def forward(
         self,

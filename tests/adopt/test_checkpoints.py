@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -267,6 +268,20 @@ def test_saving_replaces_whole_files_alone(saved: Path, model: SepTr, monkeypatc
     checkpoints.save(saved, other, CLASSES, FRONT_END.settings)
     assert [path.name for path in saved.parent.iterdir()] == [saved.name]
     assert torch.equal(checkpoints.load(saved).model.cls_token, other.cls_token)
+
+
+def test_numbers_of_numpy_are_saved(model: SepTr, tmp_path: Path) -> None:
+    """As a front-end takes them, as its settings have them, and where a probability of dropout was set later."""
+    settings = LogMel(
+        np.int64(16000), 16, hop=500, frames=24, low=np.float32(32), high=np.float32(7000), floor=np.float32(0.5),
+        log="decibel", top_db=np.float32(64), standardize=np.bool_(True),
+    ).settings  # fmt: skip
+    assert json.loads(json.dumps(settings)) == settings
+    for dropout in (module for module in model.modules() if isinstance(module, torch.nn.Dropout)):
+        dropout.p = np.float32(0.5)
+    path = tmp_path / "numbers.safetensors"
+    checkpoints.save(path, model, CLASSES, {**FRONT_END.settings, "hop": np.int64(FRONT_END.hop)})
+    assert checkpoints.load(path).front_end.settings == FRONT_END.settings
 
 
 def test_safetensors_is_named_where_it_is_missing(saved: Path, model: SepTr, monkeypatch: pytest.MonkeyPatch) -> None:

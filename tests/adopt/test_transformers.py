@@ -299,3 +299,81 @@ def test_pipeline(tmp_path: Path) -> None:
     assert {one["label"] for one in answers} == set(LABELS.values())
     for one in answers:
         assert one["score"] == pytest.approx(float(wanted[model.config.label2id[one["label"]]]), rel=1e-4)
+
+
+def set_in(model: SepTrForAudioClassification, name: str, value: Any) -> None:
+    """Of every attention or norm, whichever has an attribute of this name."""
+    for module in model.septr.model.transformer.modules():
+        if hasattr(module, name):
+            setattr(module, name, value)
+
+
+class Otherwise(torch.nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + 1
+
+
+def first(model: SepTrForAudioClassification) -> Any:
+    return model.septr.model.transformer[0].transformer_h
+
+
+DESCRIBED: dict[str, Any] = {
+    "a block less": lambda m: m.septr.model.transformer.__delitem__(1),
+    "another axis": lambda m: set_in(m, "first_axis", "width"),
+    "other heads": lambda m: (set_in(m, "heads", 4), set_in(m, "dim_head", 4)),
+    "another size": lambda m: m.septr.model.resize_positions((8, 20)),
+    "other labels": lambda m: setattr(m, "classifier", torch.nn.Linear(16, 5)),
+}
+REFUSED: dict[str, tuple[Any, str]] = {
+    "activation": (lambda m: first(m).layers[0][1].fn.net.__setitem__(1, torch.nn.ReLU()), "is ReLU, not GELU"),
+    "eps": (lambda m: set_in(m, "eps", 1.0), "eps of .*norm is 1.0"),
+    "bias": (lambda m: setattr(first(m).layers[0][0].fn, "to_qkv", torch.nn.Linear(16, 48)), "to_qkv has a bias"),
+    "classifier": (lambda m: setattr(m, "classifier", Otherwise(16, 3)), "classifier is Otherwise"),
+    "layers": (
+        lambda m: setattr(m, "classifier", torch.nn.Sequential(torch.nn.Linear(16, 3))),
+        "classifier is Sequential",
+    ),
+    "width": (lambda m: setattr(m, "classifier", torch.nn.Linear(8, 3)), "classifier takes 8 values, not 16"),
+}
+
+
+@pytest.mark.parametrize("name", DESCRIBED)
+def test_a_model_is_saved_as_it_is_by_now(name: str, tmp_path: Path) -> None:
+    """In a folder of Transformers and in a checkpoint of this package."""
+    model = SepTrForAudioClassification(config()).eval()
+    DESCRIBED[name](model)
+    frames = 20 if name == "another size" else 12
+    x = torch.randn(2, 1, 8, frames)
+    model.save_pretrained(tmp_path / "folder")
+    found = SepTrForAudioClassification.from_pretrained(tmp_path / "folder")
+    front_end = {**FRONT_END, "frames": frames}
+    to_checkpoint(tmp_path / "one.safetensors", model, SepTrFeatureExtractor(front_end))
+    loaded = checkpoints.load(tmp_path / "one.safetensors").model
+    with torch.no_grad():
+        expected = model(x).logits
+        assert torch.equal(found(x).logits, expected)
+        assert relative_error(loaded(x), expected) < 1e-6
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_a_configuration_cannot_say_is_not_saved(name: str, tmp_path: Path) -> None:
+    change, reason = REFUSED[name]
+    model = SepTrForAudioClassification(config())
+    change(model)
+    with pytest.raises(ValueError, match=reason):
+        model.save_pretrained(tmp_path / "folder")
+    with pytest.raises(ValueError, match=reason):
+        to_checkpoint(tmp_path / "one.safetensors", model, SepTrFeatureExtractor(FRONT_END))
+    assert not list(tmp_path.iterdir())
+    # Weights that are given are somebody's who knows.
+    model.save_pretrained(tmp_path / "folder", state_dict=model.state_dict())
+
+
+def test_numbers_of_numpy_are_saved(tmp_path: Path) -> None:
+    sizes = {name: np.int64(value) for name, value in TINY.items() if name != "input_size"}
+    model = SepTrForAudioClassification(config(**sizes, dropout_tr=np.float32(0.5)))
+    model.save_pretrained(tmp_path)
+    extractor = SepTrFeatureExtractor({**FRONT_END, "hop": np.int64(16), "floor": np.float32(0.5)})
+    extractor.save_pretrained(tmp_path)
+    assert SepTrConfig.from_pretrained(tmp_path).dropout_tr == 0.5
+    assert SepTrFeatureExtractor.from_pretrained(tmp_path).front_end["floor"] == 0.5
