@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 
@@ -19,13 +20,47 @@ _logger = logging.getLogger(__name__)
 
 AUDIO_SUFFIXES = (
     *(".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3"),
-    *(".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".w64", ".rf64", ".sph"),
+    *(".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".w64", ".rf64", ".sph", ".nist"),
+    *(".voc", ".htk", ".avr", ".ircam", ".paf", ".pvf", ".8svx", ".wve"),
 )
 """Endings of the files that are taken for audio, in any case; libsndfile reads these formats."""
-UNREAD_SUFFIXES = (".m4a", ".mp4", ".aac", ".wma", ".amr", ".webm", ".mka", ".ape", ".wv", ".mpc")
+UNREAD_SUFFIXES = (".m4a", ".mp4", ".aac", ".wma", ".amr", ".3gp", ".webm", ".mka", ".ape", ".wv", ".mpc")
 """Endings of audio that it does not read."""
+_SHOWN = 5
+"""Most names that a message lists."""
 _MOST_UPSAMPLING = 100
 """Largest factor by which a clip is resampled: a rate below is that of a broken header."""
+
+
+@dataclass
+class Unread:
+    """Files among others that end in one of `UNREAD_SUFFIXES`; as a string, what to say of them.
+
+    Attributes:
+        count: of such files.
+        suffixes: that they end in.
+        first: the first few of them.
+    """
+
+    count: int = 0
+    suffixes: set[str] = field(default_factory=set)
+    first: list[str] = field(default_factory=list)
+
+    def add(self, path: Path) -> None:
+        """Count `path`, where it is such a file."""
+        suffix = path.suffix.lower()
+        if suffix in UNREAD_SUFFIXES:
+            self.count += 1
+            self.suffixes.add(suffix)
+            self.first += [str(path)] if self.count <= _SHOWN else []
+
+    def __str__(self) -> str:
+        kinds = ", ".join(sorted(self.suffixes))
+        more = f" and {self.count - _SHOWN} more" if self.count > _SHOWN else ""
+        return (
+            f"{self.count} files of kinds that libsndfile does not read ({kinds}): make WAV or FLAC of them: "
+            f"{', '.join(self.first)}{more}"
+        )
 
 
 def find_clips(folder: Path) -> list[Path]:
@@ -41,17 +76,21 @@ def find_clips(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise ValueError(f"folder: expected a folder of audio files, got {folder}, which is not a folder")
-    paths = [path for path in walk(folder) if path.suffix.lower() in AUDIO_SUFFIXES]
-    paths = [path for path in paths if not path.parent.name.startswith("_")]
+    files = [path for path in walk(folder) if not path.parent.name.startswith("_")]
+    paths = [path for path in files if path.suffix.lower() in AUDIO_SUFFIXES]
     if not paths:
-        raise ValueError(f"folder: expected audio files below {folder}, found none")
+        raise ValueError(f"folder: expected audio files below {folder}, found none{_but_unread(files)}")
     return sorted(paths, key=Path.as_posix)
 
 
-def walk(folder: Path) -> Iterator[Path]:
-    """All files below `folder`. Links to folders are followed last, and no folder is entered twice."""
+def walk(*folders: Path) -> Iterator[Path]:
+    """All files below `folders`. No folder is entered twice, by whatever links.
+
+    These are entered first, in their order, then the folders below them and at last links to others: a folder that
+    several lead to is that of the first.
+    """
     entered: set[Path] = set()
-    waiting, linked = deque([folder]), deque[Path]()
+    waiting, linked = deque(folders), deque[Path]()
     while waiting or linked:
         place = (waiting or linked).popleft()
         real = place.resolve()
@@ -89,6 +128,8 @@ def read_clip(path: Path) -> tuple[Tensor, int]:
         with path.open("rb") as file:
             samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, OSError) as error:
+        if path.is_dir():
+            raise ValueError(f"path: expected an audio file, got the folder {path}{_without_audio(path)}") from error
         reason = getattr(error, "error_string", error)
         raise ValueError(f"path: expected a readable WAV file, got {path}: {reason}") from error
     waveform = torch.from_numpy(samples).mean(dim=1)
@@ -154,6 +195,22 @@ def import_soundfile() -> ModuleType:
         raise ImportError(_missing("reading audio files", "soundfile")) from error
     module: ModuleType = soundfile
     return module
+
+
+def _without_audio(folder: Path) -> str:
+    """What an error says of a folder below which no file can be read; nothing where one can."""
+    files = list(walk(folder))
+    if any(path.suffix.lower() in AUDIO_SUFFIXES for path in files):
+        return ""
+    return f", below which there is none that can be read{_but_unread(files)}"
+
+
+def _but_unread(paths: Iterable[Path]) -> str:
+    """What a message about missing audio adds, where some of `paths` are audio that is not read."""
+    unread = Unread()
+    for path in paths:
+        unread.add(path)
+    return f", but {unread}" if unread.count else ""
 
 
 def _missing(what: str, package: str) -> str:

@@ -57,12 +57,12 @@ def run(clip: Path, checkpoint: Path, out: Path | None, start: float, top: int, 
         bundle = checkpoints.load(checkpoint, usable_device(device))
         (result,) = classify(bundle, [clip])
         if isinstance(result, Skipped):
-            sys.stderr.write(f"septr-fast explain: skipped {shown(result.path)}: {result.reason}\n")
+            sys.stderr.write(f"septr-fast explain: skipped {shown(result.path)}: {shown(result.reason)}\n")
             return 1
         explanation, begin = _window(bundle, clip, start)
         draw(explanation, *_words(bundle, result, explanation, begin), target)
     except (ValueError, OSError, ImportError) as error:
-        sys.stderr.write(f"septr-fast explain: {error}\n")
+        sys.stderr.write(f"septr-fast explain: {shown(str(error))}\n")
         return 2
     sys.stdout.write(f"{answer(result, bundle.classes, top)}{shown(target)}\n")
     return 0

@@ -75,6 +75,6 @@ def usable_device(name: str | None) -> torch.device:
 
 
 def shown(name: str | Path) -> str:
-    """A name as one line for a terminal or a figure: what is no character of text is escaped."""
+    """A name, or a message with names, as one line for a terminal or a figure: what is no character is escaped."""
     text = os.fsencode(name).decode("utf-8", "backslashreplace")
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)

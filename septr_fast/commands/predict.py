@@ -13,7 +13,7 @@ import torch
 
 from septr_fast.adopt import checkpoints
 from septr_fast.adopt.checkpoints import Bundle
-from septr_fast.audio.clips import import_soundfile
+from septr_fast.audio.clips import Unread, import_soundfile
 from septr_fast.commands.options import count, duration, number, shown, usable_device
 from septr_fast.inference import many
 from septr_fast.inference.prediction import Prediction, Skipped, classify
@@ -72,6 +72,7 @@ def run(
     """
     found: list[Prediction] = []
     skipped: list[Skipped] = []
+    unread = Unread()
     try:
         import_soundfile()
         place = many.place_of()
@@ -83,19 +84,20 @@ def run(
             run = many.mark(checkpoint, hop, top)
             lines = many.Lines(json_lines, run, lambda result: _entry(result, bundle.classes, top))
             return _told(many.classify_to_lines(bundle, files, lines, place, **options), place)
-        for result in classify(bundle, many.audio_files(files), **options):
+        for result in classify(bundle, many.audio_files(files, unread), **options):
             if isinstance(result, Skipped):
                 skipped.append(result)
-                sys.stderr.write(f"septr-fast predict: skipped {shown(result.path)}: {result.reason}\n")
+                sys.stderr.write(f"septr-fast predict: skipped {shown(result.path)}: {shown(result.reason)}\n")
                 continue
             found.append(result)
             if not as_json:
                 sys.stdout.write(answer(result, bundle.classes, top))
     except (ValueError, OSError, ImportError) as error:
-        sys.stderr.write(f"septr-fast predict: {error}\n")
+        sys.stderr.write(f"septr-fast predict: {shown(str(error))}\n")
         return 2
     if as_json:
         sys.stdout.write(f"{json.dumps(_report(found, skipped, bundle, top), indent=1)}\n")
+    _tell_unread(unread)
     if skipped:
         sys.stderr.write(f"septr-fast predict: skipped {len(skipped)} of {len(skipped) + len(found)} files\n")
     return 1 if skipped else 0
@@ -124,9 +126,16 @@ def _told(tally: many.Tally, place: many.Place) -> int:
 
     One of several processes that ended with 1 would have its launcher end all others in the middle of their shares.
     """
+    _tell_unread(tally.unread)
     before = f", {tally.before} were done before" if tally.before else ""
     sys.stderr.write(f"septr-fast predict: {tally.written} files, {tally.skipped} of them skipped{before}\n")
     return 1 if tally.skipped and place.processes == 1 else 0
+
+
+def _tell_unread(unread: Unread) -> None:
+    """Say on standard error what audio is left out by its kind."""
+    if unread.count:
+        sys.stderr.write(f"septr-fast predict: left out {shown(str(unread))}\n")
 
 
 def _own_device(place: many.Place) -> str | None:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ import numpy as np
 
 from septr_fast import progress
 from septr_fast.adopt.checkpoints import Bundle
-from septr_fast.audio.clips import AUDIO_SUFFIXES, walk
+from septr_fast.audio.clips import AUDIO_SUFFIXES, Unread, walk
 from septr_fast.inference.prediction import Prediction, Skipped, classify
 
 Describe = Callable[[Prediction | Skipped], Mapping[str, Any]]
@@ -61,11 +61,15 @@ class Lines(NamedTuple):
 
 @dataclass
 class Tally:
-    """Files of a process: those it wrote lines of, those of these it could not classify, those done before."""
+    """Files of a process: those it wrote lines of, those of these it could not classify, those done before.
+
+    The first process counts as well what lies below the folders and is audio of kinds that are not read.
+    """
 
     written: int = 0
     skipped: int = 0
     before: int = 0
+    unread: Unread = field(default_factory=Unread)
 
 
 def place_of(environment: Mapping[str, str] = os.environ) -> Place:
@@ -74,11 +78,13 @@ def place_of(environment: Mapping[str, str] = os.environ) -> Place:
     return Place(rank, local, max(1, processes))
 
 
-def audio_files(given: Iterable[Path]) -> Iterator[Path]:
+def audio_files(given: Iterable[Path], unread: Unread | None = None) -> Iterator[Path]:
     """Files as they are given, and those below folders that end in one of `AUDIO_SUFFIXES`, as `walk` finds them.
 
-    A folder without any comes itself, for its reader to tell.
+    A folder without any comes itself, for its reader to tell. Audio below folders that is not read is added to
+    `unread`, where that is given.
     """
+    unread = Unread() if unread is None else unread
     for path in given:
         if not path.is_dir():
             yield path
@@ -88,6 +94,7 @@ def audio_files(given: Iterable[Path]) -> Iterator[Path]:
             if file.suffix.lower() in AUDIO_SUFFIXES:
                 empty = False
                 yield file
+            unread.add(file)
         if empty:
             yield path
 
@@ -123,13 +130,13 @@ def classify_to_lines(
         if number == place.rank or (place.rank == 0 and number >= place.processes):
             cut_broken_line(part)
 
-    def share() -> Iterator[Path]:
-        for path in audio_files(given):
+    def share(unread: Unread | None = None) -> Iterator[Path]:
+        for path in audio_files(given, unread):
             if key(str(path)) % place.processes == place.rank:
                 yield path
 
     tally, total = Tally(), 0
-    for path in share():
+    for path in share(tally.unread if place.rank == 0 else None):
         tally.before += path in done
         total += 1
     waiting = (path for path in share() if path not in done)

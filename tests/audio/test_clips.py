@@ -70,6 +70,35 @@ def test_what_cannot_be_resampled_is_named(samples: int, rate: int, message: str
     assert "clip.wav" in str(caught.value)
 
 
+FORMATS = {
+    **{".nist": "NIST", ".sph": "NIST", ".voc": "VOC", ".htk": "HTK", ".avr": "AVR", ".ircam": "IRCAM", ".paf": "PAF"},
+    **{".pvf": "PVF", ".8svx": "SVX", ".wve": "WVE", ".caf": "CAF", ".w64": "W64", ".rf64": "RF64"},
+}
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_what_libsndfile_reads_is_found_and_read(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"clip{suffix.upper()}"
+    subtype = "ALAW" if suffix == ".wve" else "PCM_16"
+    soundfile.write(path, tone(440, 8000).numpy(), 8000, format=FORMATS[suffix], subtype=subtype)
+    assert clips.find_clips(tmp_path) == [path]
+    torch.testing.assert_close(clips.read_clip(path)[0], tone(440, 8000), atol=0.04, rtol=0)
+
+
+def test_folders_of_other_kinds_of_audio_are_told(tmp_path: Path) -> None:
+    """Where a folder is looked through, and where it is read as a file."""
+    for number in range(7):
+        (tmp_path / f"{number}.{'m4a' if number % 2 else 'WMA'}").touch()
+    told = r"7 files of kinds that libsndfile does not read \(\.m4a, \.wma\): .*0\.WMA, .*4\.WMA and 2 more$"
+    with pytest.raises(ValueError, match=f"^folder: expected audio files below .*, found none, but {told}"):
+        clips.find_clips(tmp_path)
+    with pytest.raises(ValueError, match=f"^path: expected an audio file, got the folder .* none .*, but {told}"):
+        clips.read_clip(tmp_path)
+    soundfile.write(tmp_path / "8.wav", torch.zeros(100).numpy(), 8000)
+    with pytest.raises(ValueError, match=r"^path: expected an audio file, got the folder [^,]*$"):
+        clips.read_clip(tmp_path)
+
+
 def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     soundfile.write(tmp_path / "clip.wav", torch.zeros(100).numpy(), 8000)
     monkeypatch.setitem(sys.modules, "soxr", None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -148,6 +149,27 @@ def test_files_that_came_later_are_classified_next_time(folder: Path, checkpoint
     soundfile.write(late, torch.zeros(100).numpy(), RATE)
     assert main(["predict", str(tmp_path), "--checkpoint", str(checkpoint), "--json-lines", str(out)]) == 0
     assert [entry["file"] for entry in lines(out)][FILES:] == [str(late)]
+
+
+@pytest.mark.parametrize("form", [[], ["--json"], ["--json-lines"]], ids=["text", "json", "json-lines"])
+def test_audio_that_is_not_read_is_named_and_counted(
+    form: list[str], checkpoint: Path, tmp_path: Path, capsys: Any
+) -> None:
+    """Beside audio that is read, and where there is none."""
+    clips, more = tmp_path / "clips", [*form, *([str(tmp_path / "out.jsonl")] if form == ["--json-lines"] else [])]
+    for name in ("b/x.m4a", "b/y.WMA", "z.m4a", "read me.txt"):
+        (clips / name).parent.mkdir(parents=True, exist_ok=True)
+        (clips / name).touch()
+    told = r"3 files of kinds that libsndfile does not read \(\.m4a, \.wma\): make WAV or FLAC of them: .*x\.m4a"
+    assert predict(clips, checkpoint, *more) == 1
+    out, err = capsys.readouterr()
+    assert len(re.findall(f"^septr-fast predict: left out {told}", err, re.MULTILINE)) == 1
+    reasons = out + err + "".join(file.read_text() for file in tmp_path.glob("*.jsonl"))
+    assert re.search(f"got the folder .*, below which there is none that can be read, but {told}", reasons)
+    soundfile.write(clips / "good.wav", torch.zeros(800).numpy(), RATE)
+    (tmp_path / "out.jsonl").unlink(missing_ok=True)
+    assert predict(clips, checkpoint, *more) == 0
+    assert len(re.findall(f"^septr-fast predict: left out {told}", capsys.readouterr().err, re.MULTILINE)) == 1
 
 
 @pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])

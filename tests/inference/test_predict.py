@@ -224,6 +224,18 @@ def test_names_that_are_no_text_are_escaped(checkpoint: Path, tmp_path: Path, ca
         assert ("caf\\udce9" if options else "caf\\xe9") in capsys.readouterr().out
 
 
+def test_reasons_and_errors_are_lines_whatever_names_hold(checkpoint: Path, tmp_path: Path, capsys: Any) -> None:
+    name = tmp_path / "\x1b[31mred\n.wav"
+    name.write_bytes(b"no sound")
+    for command in ("predict", "explain"):
+        assert main([command, str(name), "--checkpoint", str(checkpoint)]) == 1
+        assert main([command, str(name), "--checkpoint", str(name)]) == 2
+        told = capsys.readouterr().err
+        assert all(letter.isprintable() for letter in told.replace("\n", ""))
+        assert all(line.startswith(f"septr-fast {command}: ") for line in told.splitlines())
+        assert "\\x1b[31mred\\n.wav" in told
+
+
 def test_logits_that_are_not_finite_are_no_answer(model: SepTr, checkpoint: Path, tmp_path: Path, capsys: Any) -> None:
     with torch.no_grad():
         model.fc.bias[1] = torch.nan
