@@ -13,6 +13,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
 
+from septr_fast.commands.options import shown
 from training import options as run_options
 from training import results
 from training.data import preparation
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except (ValueError, OSError, ImportError) as error:
-        sys.stderr.write(f"train.py: {error}\n")
+        sys.stderr.write(f"train.py: {shown(str(error))}\n")
         return 2
 
 
@@ -52,13 +53,24 @@ def train(options: Options) -> int:
     """
     preparation.check_options(options)
     accelerator = start_processes(options)
+    handler = logging.StreamHandler()
+    handler.setFormatter(OneLine())
     level = logging.INFO if accelerator.is_main_process else logging.WARNING
-    logging.basicConfig(level=level, format="%(message)s")
+    logging.basicConfig(level=level, handlers=[handler])
     status = _train(options, accelerator)
     # Models first: DDP waits for its group of processes when it goes, sometimes for ever if that is gone.
     accelerator.free_memory()
     accelerator.end_training()
     return status
+
+
+class OneLine(logging.Formatter):
+    """Messages of this program as one line each, whatever the names of files and classes in them hold."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        """The message; what is no character is escaped."""
+        message = super().formatMessage(record)
+        return shown(message) if record.name.partition(".")[0] in ("training", "septr_fast") else message
 
 
 def start_processes(options: Options) -> Accelerator:

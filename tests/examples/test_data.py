@@ -112,6 +112,23 @@ def test_crema_d_chooses_the_same_actors_again_and_others_for_another_seed(tmp_p
     assert [len(larger[split]) for split in SPLITS] == [30, 12, 18]
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_crema_d_of_few_actors_trains_first_and_says_so(
+    count: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = find(crema_d(tmp_path, range(1001, 1001 + count)))
+    assert [len(data.splits[split]) for split in SPLITS] == [3, 3 * (count - 1), 0]
+    actors = ", ".join(map(str, range(1001, 1001 + count)))
+    assert f"splits are by actor, {count} here ({actors}): add clips of more actors, or" in caplog.text
+
+
+def test_crema_d_of_actors_with_emotions_of_their_own_says_why_it_cannot_be_split(tmp_path: Path) -> None:
+    for actor, emotion in ((1001, "ANG"), (1002, "SAD")):
+        write_wav(tmp_path / f"{actor}_DFA_{emotion}_XX.wav")
+    with pytest.raises(ValueError, match=r"got none of '(ANG|SAD)': splits are by actor, 2 here \(1001, 1002\): add"):
+        find(tmp_path)
+
+
 def test_crema_d_leaves_other_names_out_and_raises_without_any(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

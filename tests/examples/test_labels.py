@@ -114,7 +114,7 @@ WRONG = {
     "no name": ("file,labels\n,dog\n", "line 2 of .*expected the name of a file"),
     "another split": (
         "file,labels,split\na.wav,dog,night\n",
-        "line 2 of .*one of train, validation, valid, val, test, got 'night'",
+        "line 2 of .*one of train, training, validation, valid, val, dev, test, testing, got 'night'",
     ),
     "one split missing": ("file,labels,split\na.wav,dog,train\nb.wav,dog,\n", "line 3 of .*got ''"),
     "two splits": ("file,labels,split\na.wav,dog,train\na.wav,cat,test\n", "line 3 of .*a.wav in one split"),

@@ -127,9 +127,11 @@ def test_a_split_that_loses_everything_raises_and_a_class_warns(
         for name in ("bell", "horn", "siren"):
             write_wav(tmp_path / split / name / "1.wav")
     (tmp_path / "train" / "horn" / "1.wav").write_bytes(b"")
+    (tmp_path / "validation" / "siren" / "1.wav").write_bytes(b"")
     kept, _ = scan.scan(find(tmp_path), progress=False)
     assert kept.classes == ("bell", "horn", "siren")
     assert "class 'horn' has no clip left to train on" in caplog.text
+    assert "class 'siren' has no clip left in the validation split" in caplog.text
     for path in (tmp_path / "validation").rglob("*.wav"):
         path.write_bytes(b"")
     with pytest.raises(ValueError, match=r"^data: expected files .* in the validation split, all 3 were skipped"):

@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from pathlib import Path
 
+from septr_fast.commands.options import shown
 from training.data import layouts
 from training.data.clip_lists import SPLITS, Clip, DataSet
 
@@ -71,7 +72,7 @@ def summary(data: DataSet) -> str:
     """A line for each class, of many for the first, with its clips in each split."""
     counts = Counter((split, label) for split, clips in data.splits.items() for clip in clips for label in clip.labels)
     lines = [
-        f"  {name}: {', '.join(f'{counts[split, label]} {split}' for split in SPLITS)}"
+        f"  {shown(name)}: {', '.join(f'{counts[split, label]} {split}' for split in SPLITS)}"
         for label, name in enumerate(data.classes[:SHOWN])
     ]
     more = len(data.classes) - SHOWN
@@ -88,8 +89,4 @@ def detect(folder: Path) -> tuple[str, str]:
         return "speech-commands", "by its lists of clips"
     if (folder / layouts.ESC50_TABLE).is_file():
         return "esc50", f"by its table {layouts.ESC50_TABLE}"
-    places = (folder, folder / layouts.CREMA_D_FOLDER)
-    files = (path for place in places if place.is_dir() for path in place.iterdir() if path.is_file())
-    if any(layouts.is_crema_d(path) for path in files):
-        return "crema-d", "by the names of its files"
     return layouts.look(folder)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import csv
+import logging
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 
-from septr_fast.audio.clips import AUDIO_SUFFIXES
+from septr_fast.audio.clips import AUDIO_SUFFIXES, walk
 from training.data import splitting
-from training.data.clip_lists import SPLIT_NAMES, SPLITS, Clip, DataSet, assemble, audio_files, few, warn_left_out
+from training.data.clip_lists import SPLITS, Clip, DataSet, assemble, audio_files, few, split_called, warn_left_out
 
 SPEECH_COMMANDS_LISTS = {"validation": "validation_list.txt", "test": "testing_list.txt"}
 ESC50_TABLE = Path("meta", "esc50.csv")
 ESC50_FOLDS = 5
 CREMA_D_FOLDER = "AudioWAV"
 CREMA_D_EMOTIONS = ("ANG", "DIS", "FEA", "HAP", "NEU", "SAD")
+
+_logger = logging.getLogger(__name__)
 
 
 def speech_commands(folder: Path) -> DataSet:
@@ -25,9 +28,9 @@ def speech_commands(folder: Path) -> DataSet:
     Lines of words that have no folder are left out with a warning, so that some words can be kept of the 35.
 
     Raises:
-        ValueError: for a missing list, a line that is no "word/file", or too few classes.
+        ValueError: for a missing list, a line that is no "word/file", too few classes, or two that are one folder.
     """
-    files = {path.relative_to(folder).as_posix() for path in audio_files(folder) if path.parent != folder}
+    files = {path.relative_to(folder).as_posix() for path in _files_of_classes(folder) if path.parent != folder}
     classes = sorted({name.partition("/")[0] for name in files})
     names: dict[str, set[str]] = {}
     for split, list_name in SPEECH_COMMANDS_LISTS.items():
@@ -77,7 +80,7 @@ def crema_d(folder: Path, shares: tuple[float, float], seed: int) -> DataSet:
     """CREMA-D: the emotion is the third part of a file's name, the actor the first; no actor is in two splits.
 
     Raises:
-        ValueError: if no file's name has the form, or an actor's clips are all the clips of a class.
+        ValueError: if no file's name has the form, or no actor to train on has clips of a class.
     """
     place = folder / CREMA_D_FOLDER if (folder / CREMA_D_FOLDER).is_dir() else folder
     files = audio_files(place)
@@ -88,7 +91,13 @@ def crema_d(folder: Path, shares: tuple[float, float], seed: int) -> DataSet:
     classes = sorted({_emotion(path) for path in paths})
     split_of = splitting.by_rank({_actor(path) for path in paths}, shares, seed)
     splits = splitting.split(paths, classes, _emotion, lambda path: split_of[_actor(path)])
-    return assemble("crema-d", classes, splits, folder)
+    advice = (
+        f"splits are by actor, {len(split_of)} here ({few(sorted(split_of))}): add clips of more actors, or put the "
+        "clips into a folder for each emotion and say --layout folders"
+    )
+    if len(split_of) < 1 + sum(map(bool, shares)):
+        _logger.warning("few actors in %s: %s", place, advice)
+    return assemble("crema-d", classes, splits, folder, advice=advice)
 
 
 def is_crema_d(path: Path) -> bool:
@@ -105,9 +114,9 @@ def class_folders(folder: Path, shares: tuple[float, float], seed: int) -> DataS
     split. See `training.data.splitting.by_hash`.
 
     Raises:
-        ValueError: if there are no class folders with audio files.
+        ValueError: if there are no class folders with audio files, or two of them are one folder.
     """
-    found = _class_files(folder, audio_files(folder))
+    found = _class_files(folder, _files_of_classes(folder))
     if not found:
         raise ValueError(f"folder: expected a folder of audio files for each class in {folder}, found none")
     classes = sorted(set(found.values()))
@@ -120,15 +129,24 @@ def class_folders(folder: Path, shares: tuple[float, float], seed: int) -> DataS
 
 
 def split_folders(folder: Path) -> DataSet:
-    """A folder for each class in train/, and in validation/ (or valid/ or val/) and test/ where these are there.
+    """A folder for each class in train/, and in validation/ and test/ where these are there; see `SPLIT_NAMES`.
+
+    Where validation/ and test/, or folders of a class in both, are one folder by a link, both splits have its clips.
 
     Raises:
-        ValueError: if there is no train/ with class folders, or two folders for a split.
+        ValueError: if there is no train/ with class folders, two folders for a split, or two splits or classes that are
+            one folder.
     """
     given = _folders_of_splits(folder)
-    if not holds_classes(given.get("train")):
+    if "train" not in given or not _folders(given["train"]):
         raise ValueError(f"folder: expected train/ with a folder of audio files for each class in {folder}")
-    paths = audio_files(folder)
+    folders = [*given.values(), *(inner for top in given.values() for inner in _folders(top))]
+    same = _same_folders(folders, folder)
+    _check_same(same, folder, shared={given[split] for split in ("validation", "test") if split in given})
+    paths = audio_files(folder, (path for path in folders if path not in same))
+    links = {other: link for link, other in same.items()}
+    own_folders = [(path, Path(folder, *path.relative_to(folder).parts[:2])) for path in paths]
+    paths += [links[own] / path.relative_to(own) for path, own in own_folders if own in links]
     outside = [path for path in paths if not any(path.is_relative_to(top) for top in given.values())]
     warn_left_out(outside, f"files beside the folders of the splits in {folder}")
     files = {split: _class_files(top, paths) for split, top in given.items()}
@@ -140,26 +158,46 @@ def split_folders(folder: Path) -> DataSet:
 
 
 def look(folder: Path) -> tuple[str, str]:
+    """What clips look like that no list names, "crema-d", "splits" or "folders", and why.
+
+    They are CREMA-D by their names, unless folders of classes with audio lie beside them and not beside AudioWAV/.
+    Where another reading is possible too, that is said.
+    """
+    files = (file for place in (folder / CREMA_D_FOLDER, folder) if place.is_dir() for file in place.iterdir())
+    place = next((file.parent for file in files if is_crema_d(file) and file.is_file()), None)
+    if place is None:
+        return _look_at_folders(folder)
+    beside = [path for path in _folders(folder) if path != place and _holds_audio(path)]
+    if not beside:
+        return "crema-d", "by the names of its files"
+    if place.absolute().name == CREMA_D_FOLDER:
+        return "crema-d", f"by the names of its files; where {_named(beside)} are classes, say --layout folders"
+    layout, why = _look_at_folders(folder)
+    return layout, f"{why}; where the files named like 1001_DFA_ANG_XX.wav are the clips, say --layout crema-d"
+
+
+def _look_at_folders(folder: Path) -> tuple[str, str]:
     """What class folders look like, "splits" or "folders", and why; where the other is possible too, that is said.
 
     They are splits where train/ holds folders, and nothing lies beside it or another split does.
     """
-    tops = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "_")))
-    named = {name: [top for top in tops if top in names] for name, names in SPLIT_NAMES.items()}
-    others = [top for top in tops if not any(top in found for found in named.values())]
-    if not (named["train"] and holds_classes(folder / "train")):
+    tops = _folders(folder)
+    splits = [path for path in tops if split_called(path.name)]
+    others = [path for path in tops if not split_called(path.name)]
+    train = [path for path in splits if split_called(path.name) == "train" and _folders(path)]
+    if not splits:
         return "folders", f"a class for each of {len(tops)} folders"
+    if not train:
+        why = f"a class for each of {len(tops)} folders, {_named(splits)} too; where these are splits"
+        return "folders", f"{why}, say --layout splits, which takes train/ with a folder for each class"
     if not others:
-        return "splits", "train/ holds the folders of the classes; where it is a class itself, say --layout folders"
-    beside = few([f"{name}/" for name in others])
-    if named["validation"] or named["test"]:
-        return "splits", f"train/ has other splits beside it; where {beside} are classes, say --layout folders"
-    return "folders", f"train/ is a class like {beside} beside it; where it is a split, say --layout splits"
-
-
-def holds_classes(train: Path | None) -> bool:
-    """Whether `train` is a folder with folders in it."""
-    return train is not None and train.is_dir() and any(path.is_dir() for path in train.iterdir())
+        why = f"{_named(train)} holds the folders of the classes"
+        return "splits", f"{why}; where it is a class itself, say --layout folders"
+    if len(splits) > len(train):
+        why = f"{_named(train)} has other splits beside it"
+        return "splits", f"{why}; where {_named(others)} are classes, say --layout folders"
+    why = f"{_named(train)} is a class like {_named(others)} beside it"
+    return "folders", f"{why}; where it is a split, say --layout splits"
 
 
 def _listed(path: Path) -> set[str]:
@@ -202,16 +240,71 @@ def _emotion(path: Path) -> str:
     return path.stem.split("_")[2]
 
 
+def _folders(folder: Path) -> list[Path]:
+    """The folders in `folder` that are neither hidden nor set aside, sorted."""
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "_")))
+
+
+def _named(folders: Iterable[Path]) -> str:
+    """The names of the first of `folders`."""
+    return few([f"{path.name}/" for path in folders])
+
+
+def _holds_audio(folder: Path) -> bool:
+    return any(path.suffix.lower() in AUDIO_SUFFIXES for path in walk(folder))
+
+
 def _folders_of_splits(folder: Path) -> dict[str, Path]:
     """The folders of the splits, by split."""
     found: dict[str, Path] = {}
-    for split, names in SPLIT_NAMES.items():
-        present = [folder / name for name in names if (folder / name).is_dir()]
+    for split in SPLITS:
+        present = [path for path in _folders(folder) if split_called(path.name) == split]
         if len(present) > 1:
-            raise ValueError(f"folder: expected one folder for the {split} split in {folder}, got {len(present)}")
+            raise ValueError(
+                f"folder: expected one folder for the {split} split in {folder}, got {len(present)}: "
+                f"{_named(present)}; where these are classes, say --layout folders"
+            )
         if present:
             found[split] = present[0]
     return found
+
+
+def _files_of_classes(folder: Path) -> list[Path]:
+    """Audio files below `folder`, where every folder in it is a class; raises `ValueError` where two are one."""
+    folders = _folders(folder)
+    _check_same(_same_folders(folders, folder), folder)
+    return audio_files(folder, folders)
+
+
+def _same_folders(folders: Iterable[Path], top: Path) -> dict[Path, Path]:
+    """Those of `folders` below `top` that are another of them by a link, each with that other one."""
+    ends, real_top = {path: path.resolve() for path in folders}, top.resolve()
+    first: dict[Path, Path] = {}
+    for path in sorted(ends, key=lambda path: ends[path] != real_top / path.relative_to(top)):
+        first.setdefault(ends[path], path)
+    return {path: first[end] for path, end in ends.items() if first[end] != path}
+
+
+def _check_same(same: Mapping[Path, Path], top: Path, shared: Set[Path] = frozenset()) -> None:
+    """Raise `ValueError` for folders that are the same, but for those of one class in both of `shared`; warn of these.
+
+    Args:
+        same: what `_same_folders` returned.
+        top: the folder that they lie in.
+        shared: folders of splits that may have the same clips.
+    """
+    told = []
+    for link, other in same.items():
+        one, two = (path.relative_to(top) for path in (link, other))
+        if not {top / one.parts[0], top / two.parts[0]} <= shared or one.parts[1:] != two.parts[1:]:
+            raise ValueError(
+                f"folder: expected a folder of its own for each class and split in {top}, got {one}, a link to the "
+                f"same folder as {two}"
+            )
+        if link.parent not in same:
+            told.append(f"{one} is a link to the same folder as {two}")
+    if told:
+        _logger.warning("the same clips are in two splits: %s", few(told))
 
 
 def _class_files(folder: Path, paths: Iterable[Path]) -> dict[Path, str]:
@@ -219,8 +312,7 @@ def _class_files(folder: Path, paths: Iterable[Path]) -> dict[Path, str]:
     inside = [path for path in paths if path.is_relative_to(folder)]
     found = {path: path.relative_to(folder).parts[0] for path in inside if path.parent != folder}
     warn_left_out(set(inside) - set(found), f"files beside the class folders in {folder}")
-    folders = {path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "_"))}
     names = set(found.values())
-    empty = {path for path in folders if path.name not in names}
+    empty = {path for path in _folders(folder) if path.name not in names}
     warn_left_out(empty, f"folders without audio files in {folder}")
     return found

@@ -85,7 +85,8 @@ def begin(settings: Options, device: torch.device) -> None:
     known, model = _of_start(settings, found.classes)
     settings.out.mkdir(parents=True, exist_ok=True)
     data, skipped = scan(found, settings.out / "skipped.json", workers=max(settings.workers, 1), rate=settings.rate)
-    _logger.info("%s", data_sets.summary(data))
+    for line in data_sets.summary(data).splitlines():
+        _logger.info("%s", line)
     content = {
         "version": _VERSION,
         "options": settings.as_json(),

@@ -31,8 +31,7 @@ def scan(
 ) -> tuple[DataSet, list[Skipped]]:
     """Read every file of `data` and leave out those that are missing, broken, cut short, empty or not finite.
 
-    Each is named in a warning with the reason. A class that loses all its clips to train on stays a class, with a
-    warning.
+    Each is named in a warning with the reason. A class that loses all its clips of a split is named in one too.
 
     Args:
         data: what `find` returned.
@@ -153,8 +152,9 @@ def _without(data: DataSet, paths: set[Path]) -> DataSet:
                 f"data: expected files that can be read in the {split} split, all {len(clips)} were skipped; "
                 f"the first is {clips[0].path}"
             )
-    for label in sorted(labels_of(data.splits["train"]) - labels_of(splits["train"])):
-        _logger.warning("class %r has no clip left to train on", data.classes[label])
+        place = "to train on" if split == "train" else f"in the {split} split"
+        for label in sorted(labels_of(clips) - labels_of(splits[split])):
+            _logger.warning("class %r has no clip left %s", data.classes[label], place)
     return replace(data, splits=splits)
 
 

@@ -70,10 +70,15 @@ def by_hash(classes_of: Mapping[str, set[str]], shares: Shares, seed: int) -> di
 
 
 def by_rank(groups: Iterable[str], shares: Shares, seed: int) -> Mapping[str, str]:
-    """The split of each group: of all groups in the order of their hashes the first shares, at least one each."""
+    """The split of each group: of all groups in the order of their hashes the first shares, at least one each.
+
+    Where there are too few one is left to train on, before there is one to validate, and then one to test.
+    """
     ranked = sorted(groups, key=lambda group: (_hashed(group, seed), group))
-    counts = [max(round(share * len(ranked)), 1) if share else 0 for share in shares]
-    names = ["validation"] * counts[0] + ["test"] * counts[1]
+    names: list[str] = []
+    for split_name, share in zip(SPLITS[1:], shares, strict=True):
+        left = max(len(ranked) - 1 - len(names), 0)
+        names += [split_name] * min(left, max(round(share * len(ranked)), 1) if share else 0)
     return dict(zip(ranked, names + ["train"] * len(ranked), strict=False))
 
 

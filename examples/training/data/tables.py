@@ -11,7 +11,7 @@ from pathlib import Path, PureWindowsPath
 
 from septr_fast.audio.clips import AUDIO_SUFFIXES
 from training.data import splitting
-from training.data.clip_lists import SPLIT_NAMES, SPLITS, Clip, DataSet, assemble
+from training.data.clip_lists import SPLIT_NAMES, SPLITS, Clip, DataSet, assemble, split_called
 
 COLUMNS = {"file": ("file", "filename", "path", "fname"), "labels": ("labels", "label"), "split": ("split",)}
 """What a column holds, and its names, in any case."""
@@ -92,7 +92,7 @@ def _rows(table: Path) -> Iterator[tuple[int, str, set[str], str]]:
         name = row["file"].strip()
         if not name:
             raise ValueError(f"labels: line {line} of {table}: expected the name of a file, got none")
-        split = _split(row.get("split", "").strip().lower()) if has_splits else ""
+        split = split_called(row.get("split", "").strip()) if has_splits else ""
         if split is None:
             raise ValueError(
                 f"labels: line {line} of {table}: expected a split, one of {', '.join(_NAMED)}, got {row['split']!r}"
@@ -111,10 +111,6 @@ def _columns(table: Path, names: Sequence[str]) -> dict[str, str]:
             f"missing {' and '.join(missing)}, got {', '.join(names) or 'none'}"
         )
     return found
-
-
-def _split(name: str) -> str | None:
-    return next((split for split, names in SPLIT_NAMES.items() if name in names), None)
 
 
 def _found(folder: Path, name: str) -> Path:
