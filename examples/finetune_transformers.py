@@ -1,7 +1,4 @@
-"""Fine-tune SepTr by Transformers' `Trainer` on folders of recordings, one for each class.
-
-With `import septr_fast.transformers`, `pipeline("audio-classification", model="tuned")` answers afterwards.
-"""
+"""Fine-tune SepTr by Transformers' `Trainer` on folders of recordings; `pipeline(…, model=OUT)` answers afterwards."""
 
 import argparse
 import sys
@@ -35,25 +32,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="with a folder for each class")
     parser.add_argument("--model", help="folder of a trained model, whose head is replaced; a new model without")
-    parser.add_argument("--out", default="examples/out/tuned")
-    parser.add_argument("--epochs", type=float, default=5)
+    for option, kind, default in (("--out", str, "examples/out/tuned"), ("--epochs", float, 5)):
+        parser.add_argument(option, type=kind, default=default)
     given = parser.parse_args()
     files = find_clips(given.folder)
     labels = {name: number for number, name in enumerate(sorted({file.parent.name for file in files}))}
-    names: dict[str, Any] = {"id2label": {number: name for name, number in labels.items()}, "label2id": labels}
+    names: dict[str, Any] = {"id2label": dict(enumerate(labels)), "label2id": labels}
     if given.model:
         extractor = SepTrFeatureExtractor.from_pretrained(given.model)
         model = SepTrForAudioClassification.from_pretrained(given.model, ignore_mismatched_sizes=True, **names)
     else:
-        extractor, model = SepTrFeatureExtractor(), SepTrForAudioClassification(SepTrConfig(**names))
+        extractor = SepTrFeatureExtractor()
+        model = SepTrForAudioClassification(SepTrConfig(down_sample_input=4, **names))
     parts = ([file for n, file in enumerate(files) if (n % 10 == 0) is held] for held in (False, True))
     train, test = (Clips(part, labels, extractor) for part in parts)
     options = TrainingArguments(given.out, num_train_epochs=given.epochs, eval_strategy="epoch", report_to=[])
     trainer = Trainer(model, options, train_dataset=train, eval_dataset=test)
     trainer.compute_metrics = lambda found: {"accuracy": (found.predictions.argmax(-1) == found.label_ids).mean()}
     trainer.train()
-    trainer.save_model(given.out)
-    extractor.save_pretrained(given.out)
+    for one in (model, extractor):
+        one.save_pretrained(given.out)
     sys.stdout.write(f"{trainer.evaluate()}\n")
 
 

@@ -1,4 +1,4 @@
-"""What more cores should give a forward pass, reckoned from what one core does: `python -m benchmarks.measuring.scaling`.
+"""More cores, reckoned from what one does in a forward pass: `python -m benchmarks.measuring.scaling`.
 
 One thread and two are timed, operations and bytes are counted, and chunks are cut as for any number of cores. The rest
 is reckoned: nothing here ran on more than the cores that there are. Writes benchmarks/results/scaling.json and
@@ -34,18 +34,19 @@ BATCHES = (1, 8)
 ROUNDS = 7
 HEAD = """# More cores, reckoned
 
-Made by `python -m benchmarks.measuring.scaling`; edits by hand are lost. **Only the columns of one and two threads were
-measured.** All else is reckoned from them, from counted operations and from the chunks that the code cuts for so many
-cores; no machine of more cores has run it."""
-LEGEND = """A pass is one transformer along one axis. Its chunks are shared by at most {most} threads, each with an equal
-share of the cores for its products, and all wait once, at the end. A pass takes the longest of three times, and the
-slowest of them in most passes is what bounds:
+Made by `python -m benchmarks.measuring.scaling`; edits by hand are lost. **One thread and two were measured.** All else
+is reckoned from them, from counted operations, and from the chunks that the code cuts for so many cores; no machine of
+more cores has run it."""
+LEGEND = """A pass is one transformer along one axis. At most {most} threads share its chunks, each with an equal share
+of the cores for its products, and all wait once, at the end. A pass is taken to last as long as the longest of
+these, and what rules most of the time is named:
 
 - *products*: the work of one core, divided by all, the last round of chunks counted whole;
 - *starts*: Python starts one operation at a time, {start} each, whatever thread asks;
-- *memory*: what operations read and write, at the speed that one core was measured at, {speed}/s, for each core up to
-  {channels} of them. More cores share that; all of it is taken to come from memory, though chunks are cut to stay
-  in caches, so this is the darkest case."""
+- *memory*: what operations read and write, at the speed at which one core copies, {speed}/s, times the cores, up to
+  {channels} of them. All of it is taken to come from memory, though chunks are cut to stay in caches: the darkest case.
+
+From {most} cores on every thread has several, whose operations end in barriers of their own: they are not in it."""
 MEMORY_CORES = 16
 """Cores whose copies alone are taken to fill a machine's memory channels."""
 
@@ -82,7 +83,7 @@ class Measured:
 def chunk_count(one: Pass, threads: int) -> int:
     """How many chunks a forward pass on so many threads is cut into."""
     rows = torch.empty(*one.rows, 0)
-    with mock.patch.object(cores, "count", lambda: min(threads, cores.MOST)), torch.no_grad():
+    with mock.patch.object(cores, "count", return_value=min(threads, cores.MOST)), torch.no_grad():
         samples, count = chunks.chunk_size(rows, one.bytes_per_row)
     return ceil(one.rows[0] / samples) * ceil(one.rows[1] / count)
 
@@ -121,7 +122,7 @@ def measure(batch: int) -> dict[str, Any]:
         with torch.no_grad():
             model(x)
 
-    counted = _passes(model, x, call)
+    counted = passes_of(model, x, call)
     timed = {threads: _median(call, threads) for threads in (1, 2)}
     with _threads(1):
         start, copy = _start(), _copy()
@@ -129,7 +130,8 @@ def measure(batch: int) -> dict[str, Any]:
     return {"batch": batch, "measured": asdict(measured), "passes": [asdict(one) for one in counted]}
 
 
-def _passes(model: SepTr, x: torch.Tensor, call: Callable[[], None]) -> list[Pass]:
+def passes_of(model: SepTr, x: torch.Tensor, call: Callable[[], None]) -> list[Pass]:
+    """The passes of a forward pass of `model`, counted while `call` runs it on `x`."""
     cut: list[tuple[tuple[int, int], int]] = []
     real = chunks.chunk_size
 
@@ -209,8 +211,8 @@ def page(content: Mapping[str, Any]) -> str:
     first = Measured(**content["runs"][0]["measured"])
     blocks = [
         HEAD,
-        f"Default model, 128x128, float32, forward; measured on {machine['device']}, PyTorch {torch_version}, commit "
-        f"{machine['commit']}, {machine['date'][:10]}.",
+        f"Default model, 128x128, float32, forward, no gradients; {machine['device']}, PyTorch {torch_version},\n"
+        f"commit {machine['commit']}, {machine['date'][:10]}.",
     ]
     for run in content["runs"]:
         measured, counted = Measured(**run["measured"]), [Pass(**one) for one in run["passes"]]
@@ -219,7 +221,8 @@ def page(content: Mapping[str, Any]) -> str:
         blocks += [
             f"## Batch {run['batch']}",
             f"Measured: {duration(measured.one)} on one thread, {duration(measured.two)} on two, "
-            f"{measured.one / measured.two:.2f} times as fast; reckoned for two: {error:+.0%} of that.",
+            f"{measured.one / measured.two:.2f} times as fast; what is reckoned for two is {abs(error):.0%} "
+            f"{'more' if error > 0 else 'less'}.",
             markdown(
                 ["cores", "chunks", "reckoned", "times one core", "bound by"],
                 [

@@ -29,7 +29,7 @@ SPOKEN = "Words spoken by eSpeak NG; voices of validation and test are never hea
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compare as the command line says; returns the exit status."""
-    given = _parser().parse_args(arguments)
+    given = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         compare(given)
@@ -137,7 +137,8 @@ def _folder(name: str) -> str:
     return name.replace(" ", "-")
 
 
-def _parser() -> argparse.ArgumentParser:
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         prog="compare_models.py",
         description="Train SepTr, AST and ViT alike on the same clips; accuracy, cost, a chart and a page. Stopped "
@@ -167,4 +168,4 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--results", type=Path, help=f"the results, charts beside them; {NAME} in that folder without it")
     add("--page", type=Path, help="the page; beside the results without it")
-    return parser
+    return parser.parse_args(arguments)

@@ -19,6 +19,7 @@ from support.docs.pages import ROOT, blocks, spans
 from torch.distributed import run as torchrun
 
 from benchmarks.gpu import __main__ as gpu_script
+from comparison import command as comparing
 from septr_fast.commands.main import COMMANDS
 from septr_fast.commands.main import main as septr_fast_command
 from training import options as training_options
@@ -70,8 +71,10 @@ def check_command(line: str, folder: Path, *, whole: bool = True) -> None:
         "pytest": check_pytest,
         "torchrun": check_torchrun,
         "examples/train.py": check_train,
+        "examples/compare_models.py": check_comparison,
         "benchmarks.gpu": check_gpu,
         "benchmarks.suite.pages": check_nothing,
+        "benchmarks.measuring.scaling": check_nothing,
     }
     if program not in checks:
         raise ValueError(f"{line}: expected one of {', '.join(checks)}, got {program}")
@@ -117,6 +120,11 @@ def check_septr_fast(words: Sequence[str]) -> None:
 def check_train(words: Sequence[str]) -> None:
     with parsing():
         training_options.parse(words, completed=dict)  # No weights are there.
+
+
+def check_comparison(words: Sequence[str]) -> None:
+    with parsing():
+        comparing.parse(words)
 
 
 def check_torchrun(words: Sequence[str]) -> None:
@@ -175,6 +183,7 @@ def known_options() -> set[str]:
     """All options of all programs that pages tell of."""
     texts = [Options("benchmarks").format_help(), Options("tests").format_help()]
     calls = [lambda: training_options.parse(["--help"]), lambda: gpu_script.main(["--help"])]
+    calls += [lambda: comparing.parse(["--help"])]
     calls += [lambda name=name: septr_fast_command([name, "--help"]) for name in COMMANDS]
     for call in calls:
         with parsing() as printed:
