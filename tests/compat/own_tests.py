@@ -6,11 +6,11 @@ of two others they inherit what concerns generation and exporters, in which this
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import subprocess
 import sys
 import tarfile
+import threading
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,15 +25,23 @@ ABSENT = {
 ALSO = "parameterized"
 """A package that the tests import besides."""
 
+_making = threading.Lock()
 
-def folder(kept: Path) -> Path:
-    """Where `PACKAGE` can be imported from, made below `kept` where it is not yet."""
-    version = importlib.metadata.version("transformers")
+
+def folder(kept: Path, python: Path = Path(sys.executable)) -> Path:
+    """Where `PACKAGE` can be imported from, for the Transformers of `python`; made below `kept` where it is not yet."""
+    asked = [str(python), "-c", "import importlib.metadata as m; print(m.version('transformers'))"]
+    version = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
     made = kept / f"transformers-{version}"
-    if (made / "made").exists():
-        return made
+    with _making:
+        if not (made / "made").exists():
+            _make(made, python, version)
+    return made
+
+
+def _make(made: Path, python: Path, version: str) -> None:
     made.mkdir(parents=True, exist_ok=True)
-    pip = [sys.executable, "-m", "pip", "--quiet"]
+    pip = [str(python), "-m", "pip", "--quiet"]
     own = ["--no-deps", "--no-build-isolation", "--no-binary", ":all:", f"transformers=={version}"]
     subprocess.run([*pip, "download", *own, "--dest", str(made)], check=True)
     subprocess.run([*pip, "install", "--no-compile", "--target", str(made), ALSO], check=True)
@@ -48,7 +56,6 @@ def folder(kept: Path) -> Path:
             assert member is not None
             (made / PACKAGE / name).write_bytes(member.read())
     (made / "made").touch()
-    return made
 
 
 def main() -> int:
