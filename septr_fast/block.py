@@ -314,9 +314,8 @@ class SepTrBlock(reference.SepTrBlock):
                     observe(axis, transformer, grid, cls_token, positions)
                 if weights is None:
                     with torch.autocast(device_type, autocast_dtype) if autocast else nullcontext():
-                        grid, cls_token = written_pass(
-                            grid, cls_token, positions, transformer, axis, lengths, recompute=self.recompute
-                        )
+                        how = {"recompute": self.recompute, "last": step.shape.last}
+                        grid, cls_token = written_pass(grid, cls_token, positions, transformer, axis, lengths, **how)
                     owned = False  # A hook of the transformer may have kept it.
                     continue
                 settings = Settings(

@@ -84,7 +84,8 @@ def call(module: nn.Module, x: Tensor) -> Tensor:
 
 def call_head(module: nn.Module, cls_token: Tensor) -> Tensor:
     """`call`; without gradients on a CPU a sample at a time, since a product of several may round otherwise."""
-    if is_plain(module) and cls_token.device.type == "cpu" and not torch.is_grad_enabled() and not records():
+    several = not records() and len(cls_token) > 1
+    if several and is_plain(module) and cls_token.device.type == "cpu" and not torch.is_grad_enabled():
         return torch.cat([module(one) for one in cls_token.split(1)])
     return call(module, cls_token)
 
