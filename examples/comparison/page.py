@@ -25,9 +25,10 @@ forward pass of one clip, as it is executed. Clips a second: medians of calls of
 backward pass."""
 LIMITS = """## What this does not show
 
-A few thousand clips and new weights favour models with few parameters and with a sense of place; AST and ViT are
-usually taken with weights from millions of images or recordings, which is another comparison. Rates were tried from
-the same short list for all; nothing else was tuned for any of them."""
+A few thousand clips, new weights and few epochs favour models with a sense of place and few things to learn. The
+number of epochs is the same for all: what more of them would make of AST and ViT, which are quicker here, is not
+shown. They are usually taken with weights from millions of images or recordings, which is another comparison. Rates
+were tried from the same short list for all; nothing else was tuned for any of them."""
 _BLUE, _GREY = "#1f5a99", "#8a97a5"
 _COLOURS = {"SepTr": GREEN, "AST": _GREY, "ViT": _BLUE}
 
