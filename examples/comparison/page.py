@@ -15,7 +15,8 @@ from septr_fast.report.units import quantity
 OURS = "SepTr"
 HEAD = """# Accuracy against cost
 
-Made by `python examples/compare_models.py` from [its results]({source}); edits by hand are lost.
+Made by `python examples/compare_models.py` from [its results]({source});
+edits by hand are lost.
 
 SepTr, AST and ViT, trained from new weights on the same clips, in the same order, with the same augmentation,
 schedule and number of epochs, through the same spectrograms."""
@@ -98,7 +99,7 @@ def frontier(found: Sequence[Mapping[str, Any]], key: str) -> list[Mapping[str, 
 def draw(found: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
     """Accuracy over arithmetic and over speed, with the spread of the seeds."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     figure = Figure(figsize=(10.0, 4.4), layout=layout())
     kinds = (
@@ -106,17 +107,17 @@ def draw(found: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
         ("training_per_second", f"{title}: accuracy over clips a second in training", lambda value: f"{value:.3g}"),
     )
     for axes, (key, words, shown) in zip(figure.subplots(1, len(kinds), sharey=True), kinds, strict=True):
-        for row in found:
+        for number, row in enumerate(found):
             colour = _COLOURS.get(_family(row), INK)
             at = row[key], 100 * row["accuracy"]
             axes.errorbar(*at, yerr=100 * row["deviation"], color=colour, marker="o", markersize=5, capsize=2)
-            axes.annotate(
-                row["model"], at, xytext=(5, 5), textcoords="offset points", fontsize=8, color=colour, clip_on=False
-            )
+            offset = (6, 6) if number % 2 else (6, -12)
+            axes.annotate(row["model"], at, offset, textcoords="offset points", fontsize=8, color=colour)
         axes.set_xscale("log")
-        axes.margins(x=0.25, y=0.15)
+        axes.margins(x=0.3, y=0.15)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, place, shown=shown: tick(shown(value))))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel("a forward pass of one clip" if key == "flops" else "clips a second", fontsize=9, color=INK)
         axes.grid(alpha=0.25, linewidth=0.6)
         entitle(axes, words)
