@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +32,8 @@ number of epochs is the same for all: what more of them would make of AST and Vi
 shown. They are usually taken with weights from millions of images or recordings, which is another comparison. Rates
 were tried from the same short list for all; nothing else was tuned for any of them."""
 _BLUE, _GREY = "#1f5a99", "#8a97a5"
+_PLACES = ((6, 6), (6, -13), (6, 17), (6, -24))
+"""Where a name stands beside its point, for the first one there, the second and so on."""
 _COLOURS = {"SepTr": GREEN, "AST": _GREY, "ViT": _BLUE}
 
 
@@ -107,15 +110,18 @@ def draw(found: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
         ("training_per_second", f"{title}: accuracy over clips a second in training", lambda value: f"{value:.3g}"),
     )
     for axes, (key, words, shown) in zip(figure.subplots(1, len(kinds), sharey=True), kinds, strict=True):
-        for number, row in enumerate(found):
+        drawn: list[tuple[float, float]] = []
+        for row in found:
             colour = _COLOURS.get(_family(row), INK)
             at = row[key], 100 * row["accuracy"]
             axes.errorbar(*at, yerr=100 * row["deviation"], color=colour, marker="o", markersize=5, capsize=2)
-            offset = (6, 6) if number % 2 else (6, -12)
+            near = sum(abs(math.log10(at[0] / x)) < 0.3 and abs(at[1] - y) < 6 for x, y in drawn)
+            offset = _PLACES[near % len(_PLACES)]
             axes.annotate(row["model"], at, offset, textcoords="offset points", fontsize=8, color=colour)
+            drawn.append(at)
         axes.set_xscale("log")
         axes.margins(x=0.3, y=0.15)
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, place, shown=shown: tick(shown(value))))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel("a forward pass of one clip" if key == "flops" else "clips a second", fontsize=9, color=INK)
