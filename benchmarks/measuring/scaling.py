@@ -1,7 +1,7 @@
 """More cores, reckoned from what one does in a forward pass: `python -m benchmarks.measuring.scaling`.
 
 One thread and two are timed, operations and bytes are counted, and chunks are cut as for any number of cores. The rest
-is reckoned: nothing here ran on more than the cores that there are. Writes benchmarks/results/scaling.json and
+is reckoned: nothing here ran on more than the cores that there are. Writes docs/scaling.json and
 docs/scaling.md.
 """
 
@@ -28,7 +28,7 @@ from septr_fast.passes.torch import chunks, cores, passes
 from septr_fast.report.tables import markdown
 from septr_fast.report.units import duration, quantity
 
-RECORDS, PAGE = Path("benchmarks/results/scaling.json"), Path("docs/scaling.md")
+RECORDS, PAGE = Path("docs/scaling.json"), Path("docs/scaling.md")
 CORES = (1, 2, 4, 8, 16, 64, 128)
 BATCHES = (1, 8)
 ROUNDS = 7

@@ -77,10 +77,8 @@ def has_hooks(module: nn.Module) -> bool:
     """As `is_hooked`, of those that are registered for `module` itself."""
     if module._forward_hooks or module._backward_hooks or module._backward_pre_hooks:
         return True
-    hooks = module._forward_pre_hooks
-    if not hooks:
-        return False
-    return not (isinstance(module, nn.Linear) and all(isinstance(hook, WEIGHT_HOOKS) for hook in hooks.values()))
+    before = module._forward_pre_hooks.values()
+    return any(not (isinstance(module, nn.Linear) and isinstance(hook, WEIGHT_HOOKS)) for hook in before)
 
 
 def _parts(transformer: nn.Module) -> Iterator[Part]:

@@ -17,13 +17,16 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.strategies import SearchStrategy
 from septr_fast.kernels import launch
 from septr_fast.kernels.mlp import mlp
-from support.compare import relative_error
+from support.compare import pair, relative_error
 from support.judging import FaultError, Triple, judge
 from support.kernels import attention_cases, mlp_cases, pass_cases
 from support.kernels.attention_cases import FORMS
 from torch import Tensor
+from torch.nn.modules import module as modules
 
+from benchmarks.suite.shapes import SMALL
 from septr_fast.algebra.folded import Direct, LowRank, Merged
+from septr_fast.algebra.plan import WRITTEN
 from septr_fast.passes.torch import chunks
 from trust.far import far_parts
 from trust.fuzzing.cases import FORMULATIONS, ModelCase, OperatorCase, PassCase
@@ -38,13 +41,23 @@ from trust.parts import accuracy, addressing, memory
 TESTS = Path(__file__).resolve().parents[2]
 FILES = (
     *("network/test_submodules.py", "network/test_surgery.py"),
-    *("algebra/test_folding.py", "passes/test_merged_training.py"),
+    *("algebra/test_folding.py", "algebra/test_reading.py", "passes/test_merged_training.py"),
 )
 """Tests that are cases."""
 ADDRESSING = "addressing"
 CPU = torch.device("cpu")
 SLICES = attention_cases.tiles(block_c=16)
 """Configurations in which the features of a token are summed up in slices."""
+
+
+_HOOKS: dict[str, Callable[[Any], Any]] = {
+    "none": lambda layer: None,
+    "before": lambda layer: layer.register_forward_pre_hook(lambda _, given: (2 * given[0],)),
+    "behind": lambda layer: layer.register_forward_hook(lambda _, __, out: 2 * out),
+    "of all modules": lambda layer: modules.register_module_forward_hook(
+        lambda module, _, out: 2 * out if module is layer else None
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -94,6 +107,8 @@ def cases(full: bool) -> Iterator[Case]:
     change, length = (pass_cases.sharpened, 35) if full else (lambda case: case, 18)
     for kind, fused in (*((kind, 0) for kind in FORMULATIONS), ("merged", 1)):
         yield Case("whole passes", f"whole passes: {kind}, fused {fused}", partial(_whole, kind, fused, change, length))
+    for name, register in _HOOKS.items():
+        yield Case("hooks", f"hooks: {name}", partial(_hooked, register))
     if not full:
         return
     for kind, name, check in _special():
@@ -217,6 +232,21 @@ def _triton_pass(case: PassCase) -> bool:
     """As in the fuzzing, every second attention in one kernel with its projections."""
     form = launch.Config({"FUSED": case.seed % 2})
     return check_triton_pass(case, tiles={**TILES, "attention_form": form})
+
+
+def _hooked(register: Callable[[Any], Any]) -> None:
+    """A model whose layers may have hooks: with them it runs as written, without it is folded."""
+    torch.manual_seed(0)
+    expected, model = pair({**SMALL["wide"], "channels": 3}, formulation="merged")
+    handles = [register(one.transformer[0].transformer_h.layers[0][0].fn.to_qkv) for one in (expected, model)]
+    x = torch.randn(1, 3, *expected.transformer[0].input_size, dtype=torch.float64)
+    try:
+        written = model.plan().steps[0].formulation == WRITTEN
+        if written is (handles[0] is None) or relative_error(model(x), expected(x)) > 1e-10:
+            raise FaultError("hooks")
+    finally:
+        for handle in filter(None, handles):
+            handle.remove()
 
 
 def _whole(kind: str, fused: int, change: Callable[[pass_cases.Case], pass_cases.Case], length: int) -> None:
