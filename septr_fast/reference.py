@@ -50,7 +50,7 @@ def whole(value: object) -> int | None:
 
 
 def as_python(value: Any) -> Any:
-    """Numbers of NumPy, and of tensors with one value, as Python's; those in lists, tuples and dictionaries too."""
+    """Numbers of NumPy, and tensors `()`, as Python's numbers; those in lists, tuples and dictionaries too."""
     if isinstance(value, Mapping):
         return {name: as_python(one) for name, one in value.items()}
     if isinstance(value, (list, tuple)):

@@ -10,9 +10,7 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import ceil
 from pathlib import Path
@@ -22,6 +20,7 @@ from unittest import mock
 import torch
 
 from benchmarks.measuring.counting import Operations
+from benchmarks.measuring.timing import seconds, threads
 from benchmarks.suite.stamp import ROOT, stamp
 from septr_fast import SepTr
 from septr_fast.passes.torch import chunks, cores, passes
@@ -46,7 +45,7 @@ these, and what rules most of the time is named:
 - *memory*: what operations read and write, at the speed at which one core copies, {speed}/s, times the cores, up to
   {channels} of them. All of it is taken to come from memory, though chunks are cut to stay in caches: the darkest case.
 
-From {most} cores on every thread has several, whose operations end in barriers of their own: they are not in it."""
+Beyond {most} cores every thread has several, whose operations end in barriers of their own: they are not in it."""
 MEMORY_CORES = 16
 """Cores whose copies alone are taken to fill a machine's memory channels."""
 
@@ -80,35 +79,35 @@ class Measured:
     copy: float
 
 
-def chunk_count(one: Pass, threads: int) -> int:
+def chunk_count(one: Pass, count: int) -> int:
     """How many chunks a forward pass on so many threads is cut into."""
     rows = torch.empty(*one.rows, 0)
-    with mock.patch.object(cores, "count", return_value=min(threads, cores.MOST)), torch.no_grad():
-        samples, count = chunks.chunk_size(rows, one.bytes_per_row)
-    return ceil(one.rows[0] / samples) * ceil(one.rows[1] / count)
+    with mock.patch.object(cores, "count", return_value=min(count, cores.MOST)), torch.no_grad():
+        samples, rows_each = chunks.chunk_size(rows, one.bytes_per_row)
+    return ceil(one.rows[0] / samples) * ceil(one.rows[1] / rows_each)
 
 
-def reckoned(counted: Sequence[Pass], measured: Measured, threads: int) -> dict[str, Any]:
+def reckoned(counted: Sequence[Pass], measured: Measured, count: int) -> dict[str, Any]:
     """Time of a forward pass on so many cores, and what bounds most of it."""
     total = sum(one.flops for one in counted)
     times: dict[str, float] = dict.fromkeys(("products", "starts", "memory"), 0.0)
-    seconds, pieces = 0.0, 0
+    total_seconds, pieces = 0.0, 0
     for one in counted:
-        number = chunk_count(one, threads)
-        takers = min(threads, cores.MOST, number)
+        number = chunk_count(one, count)
+        takers = min(count, cores.MOST, number)
         work = measured.one * one.flops / total
         found = {
-            "products": work * ceil(number / takers) / number / (threads / takers if takers > 1 else threads),
-            "starts": number * one.operations * measured.start if threads > 1 else 0.0,
-            "memory": one.rows[0] * one.bytes_moved / measured.copy / min(threads, MEMORY_CORES),
+            "products": work * ceil(number / takers) / number / (count / takers if takers > 1 else count),
+            "starts": number * one.operations * measured.start if count > 1 else 0.0,
+            "memory": one.rows[0] * one.bytes_moved / measured.copy / min(count, MEMORY_CORES),
         }
         longest = max(found, key=lambda name: found[name])
         times[longest] += found[longest]
-        seconds, pieces = seconds + found[longest], pieces + number
+        total_seconds, pieces = total_seconds + found[longest], pieces + number
     return {
-        "cores": threads,
+        "cores": count,
         "chunks": pieces,
-        "seconds": seconds,
+        "seconds": total_seconds,
         "bound": max(times, key=lambda name: times[name]),
     }
 
@@ -123,8 +122,8 @@ def measure(batch: int) -> dict[str, Any]:
             model(x)
 
     counted = passes_of(model, x, call)
-    timed = {threads: _median(call, threads) for threads in (1, 2)}
-    with _threads(1):
+    timed = {count: _median(call, count) for count in (1, 2)}
+    with threads(1):
         start, copy = _start(), _copy()
     measured = Measured(timed[1], timed[2], start, copy)
     return {"batch": batch, "measured": asdict(measured), "passes": [asdict(one) for one in counted]}
@@ -141,7 +140,7 @@ def passes_of(model: SepTr, x: torch.Tensor, call: Callable[[], None]) -> list[P
 
     call()
     with (
-        _threads(2),
+        threads(2),
         mock.patch.object(chunks, "chunk_size", spy),
         mock.patch.object(passes, "chunk_size", spy),
         Operations() as operations,
@@ -183,25 +182,10 @@ def _copy() -> float:
     return 2 * source.nbytes / _median(lambda: target.copy_(source), 1)
 
 
-def _median(call: Callable[[], object], threads: int) -> float:
-    with _threads(threads):
+def _median(call: Callable[[], object], count: int) -> float:
+    with threads(count):
         call()
-        times = []
-        for _ in range(ROUNDS):
-            began = time.perf_counter()
-            call()
-            times.append(time.perf_counter() - began)
-    return statistics.median(times)
-
-
-@contextmanager
-def _threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+        return statistics.median(seconds(call, torch.device("cpu")) for _ in range(ROUNDS))
 
 
 def page(content: Mapping[str, Any]) -> str:

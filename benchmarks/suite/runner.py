@@ -7,7 +7,6 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from benchmarks.gpu import ceilings as gpu_ceilings
 from benchmarks.measuring.company import company
 from benchmarks.measuring.memory import Memory, give_back, largest_batch, memory
-from benchmarks.measuring.timing import Budget, seconds
+from benchmarks.measuring.timing import Budget, seconds, threads
 from benchmarks.suite import cases, models, parity
 from benchmarks.suite.cases import Case
 from benchmarks.suite.data import Source
@@ -286,7 +285,7 @@ class Runner:
             return result
 
         benchmark.group = case.name
-        with company(case.busy), _threads(1 if case.group == cases.ONE_THREAD else torch.get_num_threads()):
+        with company(case.busy), threads(1 if case.group == cases.ONE_THREAD else torch.get_num_threads()):
             benchmark.pedantic(timed, setup=setup, rounds=rounds, warmup_rounds=0)
         parity.check_finite(last, f"{case.name}, {name}")
         return own, ours
@@ -379,14 +378,3 @@ def _why_failed(error: Exception) -> str | None:
 
 def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """So many threads of PyTorch inside."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.measuring import counting
 from benchmarks.suite.baselines import Patches
 from septr_fast import SepTr
 
@@ -89,6 +89,5 @@ def flops(model: nn.Module, size: tuple[int, int]) -> int:
     if isinstance(model, SepTr):
         return model.plan().flops(1)
     device = next(model.parameters()).device
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(1, 1, *size, device=device))
-    return int(counter.get_total_flops())
+    with torch.no_grad():
+        return counting.flops(lambda: model(torch.zeros(1, 1, *size, device=device)))

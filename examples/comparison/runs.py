@@ -58,8 +58,8 @@ class Trainee:
         self.optimizer = torch.optim.AdamW(parameter_groups(self.model, options.weight_decay), lr=highest)
         self.average = Average(self.model, options.ema)
 
-    def step(self, spectrograms: Tensor, targets: Tensor, step: int, steps: int) -> Tensor:
-        """One step on `(clips, 1, mels, frames)` and `(clips, classes)`; returns its loss, `()`."""
+    def step(self, spectrograms: Tensor, targets: Tensor, step: int, steps: int) -> None:
+        """One step on `(clips, 1, mels, frames)` and `(clips, classes)`."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, self.highest, self.options.warm_up)
         loss = Objective("softmax", self.options.label_smoothing).losses(self.model(spectrograms), targets).mean()
@@ -69,7 +69,6 @@ class Trainee:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.average.update(step)
-        return loss.detach()
 
 
 def train(
@@ -89,7 +88,7 @@ def train(
         accelerator: the device; of one process.
 
     Raises:
-        RuntimeError: for a loss that is not finite.
+        RuntimeError: for a model whose loss is not finite in the end.
     """
     device, classes = accelerator.device, len(preparation.data.classes)
     front_end = front_ends.build(preparation.front_end).to(device)
@@ -97,26 +96,33 @@ def train(
     batches = TrainingBatches(len(preparation.data.splits["train"]), options.batch, seed)
     steps = batches.steps * options.epochs
     with progress.start(steps * options.batch, "clips", f"seed {seed}") as bar:
-        for step, (spectrograms, targets) in enumerate(_batches(seed, options, preparation, front_end, batches)):
+        for step, (spectrograms, targets) in enumerate(
+            _batches(seed, options, preparation, front_end, batches, device)
+        ):
             for trainee in trainees:
-                trainee.step(spectrograms.to(device), targets.to(device), step, steps)
+                trainee.step(spectrograms, targets, step, steps)
             bar.advance(options.batch)
     return [_evaluated(trainee, seed, preparation, front_end, accelerator) for trainee in trainees]
 
 
 def _batches(
-    seed: int, options: Options, preparation: Preparation, front_end: nn.Module, batches: TrainingBatches
+    seed: int,
+    options: Options,
+    preparation: Preparation,
+    front_end: nn.Module,
+    batches: TrainingBatches,
+    device: torch.device,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Spectrograms and targets of all steps of a run."""
     clips, classes = preparation.data.splits["train"], len(preparation.data.classes)
     samples = Samples(clips, classes, options.rate, options.seconds, options.augmentation(), seed)
     loader = DataLoader(samples, batch_sampler=batches, num_workers=options.workers)
-    device = next(front_end.buffers()).device
     for epoch in range(options.epochs):
         samples.set_epoch(epoch)
         batches.go_to(epoch, 0)
         for items in loader:
-            yield apply_masks(front_end(items["waveform"].to(device)), items["masks"].to(device)), items["target"]
+            spectrograms = front_end(items["waveform"].to(device))
+            yield apply_masks(spectrograms, items["masks"].to(device)), items["target"].to(device)
 
 
 def _evaluated(
