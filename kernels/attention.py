@@ -194,7 +194,7 @@ def axis_attention_fwd_kernel(
         acc = dot(p.to(v.dtype), v, acc * rescale[:, None], input_precision=INPUT_PRECISION)
     store_tile(
         out_ptr,
-        acc / total[:, None],
+        acc * (1.0 / total)[:, None],
         offs_q,
         offs_d,
         out_strides[2],

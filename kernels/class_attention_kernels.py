@@ -125,7 +125,7 @@ def class_attention_fwd_kernel(
         total = total * decay + tl.sum(probability, 1)
         attended = dot(probability.to(dtype), hat, attended * decay[:, None], input_precision=INPUT_PRECISION)
         highest = raised
-    attended = attended / total[:, None]
+    attended = attended * (1.0 / total)[:, None]
     store_tokens(attended_ptr + sequence * heads * WIDTH, attended, offs_h * WIDTH, offs_d, 1, mask_h, WIDTH)
     statistics_ptrs = statistics_ptr + (sequence * heads + offs_h) * 2
     tl.store(statistics_ptrs, highest, mask=mask_h)

@@ -106,8 +106,9 @@ def fused_attention_fwd_kernel(
         p = tl.exp2((scores - largest[:, None]) * LOG2E)
         cls_p = tl.exp2((cls_scores - largest) * LOG2E)
         total = tl.sum(p, 1) + cls_p
-        p = (p / total[:, None]).to(dtype)
-        cls_p /= total
+        share = 1.0 / total
+        p = (p * share[:, None]).to(dtype)
+        cls_p *= share
         for start in range(0, BLOCK_D, BLOCK_C):
             offs_c = start + tl.arange(0, BLOCK_C)
             offs_feature = tl.where(offs_c < DIM, head * DIM + offs_c, HEADS * DIM)

@@ -9,6 +9,7 @@ configurations.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -136,10 +137,14 @@ def lookup(name: str, arch: int, itemsize: int, width: int) -> Config:
     Raises:
         LookupError: for an unknown kernel, or features too wide for it.
     """
+    return _config(_row(name, arch, itemsize, width), arch, itemsize)
+
+
+@functools.cache
+def _row(name: str, arch: int, itemsize: int, width: int) -> Row:
     for row in TABLES:
-        serves = row.kernel == name and arch in row.archs and itemsize <= row.itemsize and width <= row.width
-        if serves:
-            return _config(row, arch, itemsize)
+        if row.kernel == name and arch in row.archs and itemsize <= row.itemsize and width <= row.width:
+            return row
     raise LookupError(f"no launch configuration of {name} for sm_{arch}, {itemsize} bytes per value, {width} features")
 
 

@@ -82,7 +82,7 @@ def low_rank_bwd_class_key_kernel(
         # (BLOCK_Q,)
         r_q = load_vector(r_row, offs_q, r_strides[1], mask_q)
         highest = load_vector(highest_ptr + offs_statistics, offs_q, 1, mask_q)
-        total = tl.load(total_ptr + offs_statistics + offs_q, mask=mask_q, other=1.0)
+        factor = 1.0 / tl.load(total_ptr + offs_statistics + offs_q, mask=mask_q, other=1.0)
         r_cls = tl.load(r_row)
         cls_weights = class_key_weights(
             cls_table,
@@ -97,7 +97,7 @@ def low_rank_bwd_class_key_kernel(
             mask_q,
             CHANNELS,
         )
-        cls_probability = tl.where(mask_q, tl.exp(r_cls * cls_weights - highest) / total, 0.0)
+        cls_probability = tl.where(mask_q, tl.exp(r_cls * cls_weights - highest) * factor, 0.0)
         column = (heads * length + head).to(tl.int64)
         cls_grad = load_vector(grad_rows + column * grad_strides[1], offs_row, 1, mask_q)
         delta = cls_probability * cls_grad * r_cls
@@ -127,7 +127,7 @@ def low_rank_bwd_class_key_kernel(
                 CHANNELS,
             )
             scores = tl.where(mask, contents + r_k[None, :] * weights - highest[:, None], float("-inf"))
-            probability = tl.exp(scores) / total[:, None]
+            probability = tl.exp(scores) * factor[:, None]
             offs_column = (head * length + offs_k).to(tl.int64) * grad_strides[1]
             grad = tl.load(grad_rows + offs_row[:, None] + offs_column[None, :], mask=mask, other=0.0).to(tl.float32)
             grad_probability = grad * r_k[None, :]
@@ -235,7 +235,7 @@ def low_rank_bwd_kernel(
         # (BLOCK_Q,)
         r_q = load_vector(r_row, offs_q, r_strides[1], mask_q)
         highest = load_vector(highest_ptr + offs_statistics, offs_q, 1, mask_q)
-        total = tl.load(total_ptr + offs_statistics + offs_q, mask=mask_q, other=1.0)
+        factor = 1.0 / tl.load(total_ptr + offs_statistics + offs_q, mask=mask_q, other=1.0)
         delta = load_vector(delta_ptr + offs_statistics, offs_q, 1, mask_q)
         # (BLOCK_K,)
         r_k = load_vector(r_row + r_strides[1], offs_k, r_strides[1], mask_k)
@@ -257,7 +257,7 @@ def low_rank_bwd_kernel(
             CHANNELS,
         )
         scores = tl.where(mask, contents + r_k[None, :] * weights - highest[:, None], float("-inf"))
-        probability = tl.exp(scores) / total[:, None]
+        probability = tl.exp(scores) * factor[:, None]
         grad = tl.load(grad_rows + offs_row[:, None] + offs_column[None, :], mask=mask, other=0.0).to(tl.float32)
         grad_probability = grad * r_k[None, :]
         for c in range(CHANNELS):

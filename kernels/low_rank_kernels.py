@@ -204,6 +204,7 @@ def low_rank_fwd_kernel(
             total = total * tl.exp(highest - raised) + tl.sum(tl.exp(scores - raised[:, None]), 1)
             highest = raised
         rows_ptrs = rows_ptr + sequence * queries * columns + (offs_q - first).to(tl.int64) * columns
+        factor = 1.0 / total
         # (BLOCK_Q, BLOCK_C)
         from_pixels = tl.zeros((BLOCK_Q, BLOCK_C), tl.float32)
         for start in range(0, length, BLOCK_K):
@@ -233,7 +234,7 @@ def low_rank_fwd_kernel(
                 CHANNELS,
             )
             scores = tl.where(mask_k[None, :], contents + r_k[None, :] * weights, float("-inf"))
-            probability = tl.exp(scores - highest[:, None]) / total[:, None]
+            probability = tl.exp(scores - highest[:, None]) * factor[:, None]
             offs_column = head * length + offs_k
             coefficients = (probability * r_k[None, :]).to(rows_ptr.dtype.element_ty)
             tl.store(rows_ptrs[:, None] + offs_column[None, :], coefficients, mask=mask)
@@ -241,7 +242,7 @@ def low_rank_fwd_kernel(
                 u_k = load_vector(channel_ptr(u_row + u_strides[1], c, u_strides[2]), offs_k, u_strides[1], mask_k)
                 share = sum_of_products(probability, u_k[None, :], 1)
                 from_pixels += tl.where(offs_c[None, :] == c, share[:, None], 0.0)
-        cls_coefficients = tl.exp(cls_scores - highest) / total * r_cls
+        cls_coefficients = tl.exp(cls_scores - highest) * factor * r_cls
         tl.store(rows_ptrs + heads * length + head, cls_coefficients.to(rows_ptr.dtype.element_ty), mask=mask_q)
         pixel_ptrs = rows_ptrs[:, None] + heads * (length + 1) + head * CHANNELS + offs_c[None, :]
         mask_pixels = mask_q[:, None] & (offs_c < CHANNELS)[None, :]

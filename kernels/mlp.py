@@ -39,13 +39,37 @@ from .rounding import dot, sum_of_products
 SQRT_HALF = tl.constexpr(0.7071067811865476)
 DENSITY_AT_ZERO = tl.constexpr(0.3989422804014327)
 MINUS_HALF_LOG2E = tl.constexpr(-0.7213475204444817)
+TAIL = tl.constexpr((-1.0, -1.150809, -0.4606245, -0.05069786, 0.006481746, -0.0003776976))
+"""log₂ Φ(-a) as a polynomial in a, by weighted least squares (Lawson's) for a from 0 to 5; it falls beyond."""
 PIECE = tl.constexpr(64)
 
 
 @triton.jit
-def normal_distribution(h):
-    """Φ(h) of float32 values."""
-    return 0.5 + 0.5 * tl.erf(h * SQRT_HALF)
+def normal_tail(a):
+    """Φ(-a) of float32 values from 0 on: within 6e-6, and up to 5 within 0.13 % of itself."""
+    power = ((((TAIL[5] * a + TAIL[4]) * a + TAIL[3]) * a + TAIL[2]) * a + TAIL[1]) * a + TAIL[0]
+    return tl.exp2(power)
+
+
+@triton.jit
+def normal_distribution(h, EXACT: tl.constexpr):
+    """Φ(h) of float32 values; exact, or for 16 bits, with a third of the instructions."""
+    if EXACT:
+        distribution = 0.5 + 0.5 * tl.erf(h * SQRT_HALF)
+    else:
+        tail = normal_tail(tl.abs(h))
+        distribution = tl.where(h < 0, tail, 1.0 - tail)
+    return distribution
+
+
+@triton.jit
+def gelu(h, EXACT: tl.constexpr):
+    """`h Φ(h)` of float32 values; where it is not exact `max(h, 0) - |h| Φ(-|h|)`, and NaN for infinite ones."""
+    if EXACT:
+        activated = h * normal_distribution(h, EXACT)
+    else:
+        activated = tl.maximum(h, 0.0) - tl.abs(h) * normal_tail(tl.abs(h))
+    return activated
 
 
 @triton.jit
@@ -80,18 +104,18 @@ def load_bias(ptr, offs, stride, SIZE: tl.constexpr):
 
 
 @triton.jit
-def load_residual(stream, offs_m, offs_d, mask_m, rows, length, WIDTH: tl.constexpr):
+def load_residual(stream, offs_m, offs_d, mask_m, ROWS: tl.constexpr, LENGTH: tl.constexpr, WIDTH: tl.constexpr):
     """`x + pos + branch` of tokens `offs_m`, rounded to the dtype of x, as float32.
 
     `stream` holds the pointers of x, pos and branch and then their strides.
     """
     x_ptr, pos_ptr, branch_ptr, x_strides, pos_strides, branch_strides = stream
-    y = load_tokens(x_ptr, token_offsets(offs_m, rows, length, x_strides), offs_d, x_strides[3], mask_m, WIDTH)
+    y = load_tokens(x_ptr, token_offsets(offs_m, ROWS, LENGTH, x_strides), offs_d, x_strides[3], mask_m, WIDTH)
     if pos_ptr is not None:
-        offs_pos = (offs_m % length).to(tl.int64) * pos_strides[0]
+        offs_pos = (offs_m % LENGTH).to(tl.int64) * pos_strides[0]
         y += load_tokens(pos_ptr, offs_pos, offs_d, pos_strides[1], mask_m, WIDTH)
     if branch_ptr is not None:
-        offs_branch = token_offsets(offs_m, rows, length, branch_strides)
+        offs_branch = token_offsets(offs_m, ROWS, LENGTH, branch_strides)
         y += load_tokens(branch_ptr, offs_branch, offs_d, branch_strides[3], mask_m, WIDTH)
     return y.to(x_ptr.dtype.element_ty).to(tl.float32)
 
@@ -117,9 +141,9 @@ def mlp_fwd_kernel(
     y_strides,
     z_strides,
     tokens,
-    rows,
-    length,
     eps,
+    ROWS: tl.constexpr,
+    LENGTH: tl.constexpr,
     WIDTH: tl.constexpr,
     HIDDEN: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -135,9 +159,9 @@ def mlp_fwd_kernel(
     mask_m = offs_m < tokens
     stream = (x_ptr, pos_ptr, branch_ptr, x_strides, pos_strides, branch_strides)
     # (BLOCK_M, BLOCK_D)
-    y = load_residual(stream, offs_m, offs_d, mask_m, rows, length, WIDTH)
+    y = load_residual(stream, offs_m, offs_d, mask_m, ROWS, LENGTH, WIDTH)
     if y_ptr is not None:
-        offs_y = token_offsets(offs_m, rows, length, y_strides)
+        offs_y = token_offsets(offs_m, ROWS, LENGTH, y_strides)
         store_tokens(y_ptr, y, offs_y, offs_d, y_strides[3], mask_m, WIDTH)
     hat, _ = standardize(y, offs_d, eps, WIDTH)
     hat = hat.to(dtype)
@@ -150,7 +174,7 @@ def mlp_fwd_kernel(
         # (BLOCK_M, BLOCK_H)
         h = dot(hat, tl.trans(hidden_weight), input_precision=INPUT_PRECISION)
         h += load_bias(hidden_bias_ptr, start + offs_h, hidden_bias_strides[0], HIDDEN)[None, :]
-        activated = (h * normal_distribution(h)).to(dtype)
+        activated = gelu(h, dtype.primitive_bitwidth > 16).to(dtype)
         # (BLOCK_D, BLOCK_H)
         out_weight = load_weight(out_weight_ptr, offs_d, start + offs_h, out_weight_strides, WIDTH, HIDDEN)
         out = dot(activated, tl.trans(out_weight), out, input_precision=INPUT_PRECISION)
@@ -158,9 +182,9 @@ def mlp_fwd_kernel(
     for index in tl.static_range(len(parts)):
         offs_d = index * parts[0].shape[1] + tl.arange(0, parts[0].shape[1])
         # (BLOCK_M, at most PIECE)
-        y = load_residual(stream, offs_m, offs_d, mask_m, rows, length, WIDTH)
+        y = load_residual(stream, offs_m, offs_d, mask_m, ROWS, LENGTH, WIDTH)
         z = y + (parts[index] + load_bias(out_bias_ptr, offs_d, out_bias_strides[0], WIDTH)[None, :])
-        store_tokens(z_ptr, z, token_offsets(offs_m, rows, length, z_strides), offs_d, z_strides[3], mask_m, WIDTH)
+        store_tokens(z_ptr, z, token_offsets(offs_m, ROWS, LENGTH, z_strides), offs_d, z_strides[3], mask_m, WIDTH)
 
 
 @triton.jit
@@ -182,9 +206,9 @@ def mlp_bwd_kernel(
     out_weight_strides,
     grad_y_strides,
     tokens,
-    rows,
-    length,
     eps,
+    ROWS: tl.constexpr,
+    LENGTH: tl.constexpr,
     WIDTH: tl.constexpr,
     HIDDEN: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -198,8 +222,8 @@ def mlp_bwd_kernel(
     offs_d = tl.arange(0, BLOCK_D)
     offs_h = tl.arange(0, BLOCK_H)
     mask_m = offs_m < tokens
-    offs_y = token_offsets(offs_m, rows, length, y_strides)
-    offs_grad_z = token_offsets(offs_m, rows, length, grad_z_strides)
+    offs_y = token_offsets(offs_m, ROWS, LENGTH, y_strides)
+    offs_grad_z = token_offsets(offs_m, ROWS, LENGTH, grad_z_strides)
     packed = offs_m.to(tl.int64)
     # (BLOCK_M, BLOCK_D)
     y = load_tokens(y_ptr, offs_y, offs_d, y_strides[3], mask_m, WIDTH)
@@ -221,7 +245,7 @@ def mlp_bwd_kernel(
         # (BLOCK_M, BLOCK_H)
         product = dot(hat, tl.trans(hidden_weight), input_precision=INPUT_PRECISION)
         h = product + load_bias(hidden_bias_ptr, start + offs_h, hidden_bias_strides[0], HIDDEN)[None, :]
-        distribution = normal_distribution(h)
+        distribution = normal_distribution(h, dtype.primitive_bitwidth > 16)
         store_tokens(activated_ptr, h * distribution, packed * HIDDEN, start + offs_h, 1, mask_m, HIDDEN)
         slope = distribution + h * normal_density(h)
         # (BLOCK_D, BLOCK_H)
@@ -236,12 +260,12 @@ def mlp_bwd_kernel(
     for index in tl.static_range(len(parts)):
         offs_d = index * parts[0].shape[1] + tl.arange(0, parts[0].shape[1])
         # (BLOCK_M, at most PIECE)
-        y = load_tokens(y_ptr, token_offsets(offs_m, rows, length, y_strides), offs_d, y_strides[3], mask_m, WIDTH)
+        y = load_tokens(y_ptr, token_offsets(offs_m, ROWS, LENGTH, y_strides), offs_d, y_strides[3], mask_m, WIDTH)
         hat = (y - mean_y[:, None]) * r[:, None]
         grad_y = r[:, None] * (parts[index] - mean[:, None] - hat * (grad_hat_hat / WIDTH)[:, None])
-        offs_grad_z = token_offsets(offs_m, rows, length, grad_z_strides)
+        offs_grad_z = token_offsets(offs_m, ROWS, LENGTH, grad_z_strides)
         grad_y += load_tokens(grad_z_ptr, offs_grad_z, offs_d, grad_z_strides[3], mask_m, WIDTH)
-        offs_grad_y = token_offsets(offs_m, rows, length, grad_y_strides)
+        offs_grad_y = token_offsets(offs_m, ROWS, LENGTH, grad_y_strides)
         store_tokens(grad_y_ptr, grad_y, offs_grad_y, offs_d, grad_y_strides[3], mask_m, WIDTH)
 
 
@@ -356,9 +380,9 @@ def _launch(
     arguments = {
         **tensors,
         "tokens": tokens,
-        "rows": grid.shape[1],
-        "length": grid.shape[2],
         "eps": eps,
+        "ROWS": grid.shape[1],
+        "LENGTH": grid.shape[2],
         "WIDTH": width,
         "HIDDEN": hidden,
         "BLOCK_D": block,

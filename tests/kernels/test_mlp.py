@@ -9,7 +9,7 @@ from support.kernels.tracing import trace_accesses
 pytest.importorskip("triton")
 
 from septr_fast.kernels import launch
-from septr_fast.kernels.mlp import mlp, mlp_backward
+from septr_fast.kernels.mlp import TAIL, mlp, mlp_backward
 from support.kernels.mlp_cases import DTYPES, EPS, PARAMETERS, SMALL, check, draw, kernel
 
 
@@ -25,6 +25,16 @@ def test_as_good_as_plain_at_every_scale(dtype: torch.dtype, scale: float, devic
 def test_residual_stream_of_another_dtype(compute: torch.dtype, scale: float, device: torch.device) -> None:
     with launch.override(SMALL):
         check(draw((2, 3, 18, 24), 40, device, torch.float32, compute, scale))
+
+
+def test_the_tail_of_the_normal_distribution_for_16_bits() -> None:
+    a = torch.linspace(0, 100, 1_000_001, dtype=torch.float64)
+    power = sum(factor * a**index for index, factor in enumerate(TAIL.value))
+    error = (2**power - torch.special.ndtr(-a)).abs()
+    assert error.max() < 6e-6
+    assert (a * error).max() < 6e-6
+    assert (error / torch.special.ndtr(-a))[a <= 5].max() < 1.4e-3
+    assert power.diff().max() < 0
 
 
 @pytest.mark.parametrize("length", [1, 15, 16, 17])
