@@ -144,7 +144,8 @@ def _blocks(content: Mapping[str, Any], chart: str) -> Iterator[str]:
         clips = ", ".join(f"{count:,} {split}" for split, count in data["clips"].items())
         yield f"## {name[:1].upper()}{name[1:]}"
         trained = f"{data['epochs']} epochs; all trainings took {data['minutes']:.0f} min"
-        yield f"{data['about']} {data['classes']} classes; clips: {clips}; {trained}."
+        guessed = f"{data['classes']} classes, {100 / data['classes']:.1f} % by guessing"
+        yield f"{data['about']} {guessed}; clips: {clips}; {trained}."
         yield "\n".join(f"- {sentence}" for sentence in findings(found))
         yield f"![accuracy of each model over its arithmetic and its speed]({chart}-{_file(name)}.png)"
         yield table(found)

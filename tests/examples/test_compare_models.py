@@ -67,7 +67,7 @@ def test_command_trains_keeps_and_shows(
     text = (tmp_path / "accuracy.md").read_text(encoding="utf-8")
     assert "## Two tones" in text
     assert "| ViT-Ti/8" in text
-    assert "Tones. 2 classes; clips: 16 train" in text
+    assert "Tones. 2 classes, 50.0 % by guessing; clips: 16 train" in text
     assert "(accuracy-two-tones.png)" in text
     assert (tmp_path / "accuracy-two-tones.png").stat().st_size > 1000
 

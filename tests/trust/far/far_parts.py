@@ -55,7 +55,7 @@ def _fault(stretched: Stretched, described: launch.Launch, tensors: dict[str, Te
 def _last_part(stretched: Stretched, arguments: Arguments) -> int:
     """The first that lies beyond `FAR` in every buffer, at the same positions of a sequence as part 0."""
     fewest = min(size.elements for size in stretched.buffers.values() if size.use != "aside")
-    parts, length = -(-FAR // fewest), arguments.get("length", 1)
+    parts, length = -(-FAR // fewest), arguments.get("length", arguments.get("LENGTH", 1))
     return (parts // length + 1) * length
 
 
