@@ -25,8 +25,10 @@ from torch import Tensor
 from torch.nn.modules import module as modules
 
 from benchmarks.suite.shapes import SMALL
-from septr_fast.algebra.folded import Direct, LowRank, Merged
+from septr_fast.algebra.folded import Direct, Folded, LowRank, Merged, Mlp
 from septr_fast.algebra.plan import WRITTEN
+from septr_fast.passes import dispatch
+from septr_fast.passes.settings import Settings
 from septr_fast.passes.torch import chunks
 from trust.far import far_parts
 from trust.fuzzing.cases import FORMULATIONS, ModelCase, OperatorCase, PassCase
@@ -140,6 +142,7 @@ def _special() -> Iterator[tuple[str, str, Callable[[], object]]]:
     yield "attention in slices", f"attention in slices: {slices}", partial(_operator, slices)
     for name in ("merged", "direct"):
         yield "scores far below zero", f"scores far below zero: {name}", partial(_far_below_zero, name)
+    yield "scores far above zero", "scores far above zero: the class token's, low-rank", _class_key_far_above_zero
     yield "residual stream", "residual stream: as it is kept", _as_kept
     yield "two accumulators", "two accumulators: as on Blackwell", _in_two_accumulators
     yield "TF32", "TF32: the assembly code that rounds", _rounded_one_by_one
@@ -290,6 +293,26 @@ def _far_below_zero(name: str) -> None:
 
     with launch.override(TILES):
         judge(draw, 4)
+
+
+def _class_key_far_above_zero() -> None:
+    """Scores of the class token's key so high that the exponential of one, of a query that is none, is infinite."""
+    torch.manual_seed(1)
+    drawn = pass_cases.draw(LowRank, "width", CPU, shape=(1, 2, 7))
+    pixels = drawn.tensors["pixels"].detach().requires_grad_()
+    assert drawn.tables is not None
+    tables = torch.func.functional_call(drawn.tables, pass_cases._behind("attention.", drawn.tensors), ())
+    bias = tables.position_bias.detach().unflatten(0, (tables.heads, -1)).clone()
+    bias[:, 0] += 400
+    attention = replace(tables, position_bias=bias.flatten().requires_grad_())
+    mlp_weights = Mlp(**pass_cases._values("mlp.", drawn.tensors, Mlp))
+    with launch.override(TILES):
+        grid, cls_token = dispatch.low_rank_pass(
+            pixels, Folded(attention, mlp_weights), Settings("width", backend="triton")
+        )
+        found = torch.autograd.grad(grid.sum() + cls_token.sum(), (pixels, attention.position_bias))
+    if not all(x.isfinite().all() for x in (grid, cls_token, *found)):
+        raise FaultError("a result or gradient is not finite")
 
 
 def _in_two_accumulators() -> None:
