@@ -41,6 +41,7 @@ VERSIONS = (
     Version("2.7.1", "3.3.1", (CUDA_12.format("12.6.77"),)),
     Version("2.9.1", "3.5.1", (CUDA_12.format("12.8.90"),)),
     Version("2.11.0", "3.6.0", (CUDA_13,)),
+    Version("2.14.1", "3.8.0", (CUDA_13,)),
     Version("2.5.1", "3.1.0", (CUDA_12.format("12.4.127"), "sympy==1.13.1"), python="3.10"),
     Version("2.11.0", "3.6.0", (CUDA_13,), python="3.12"),
     Version("2.11.0", "3.6.0", (CUDA_13,), python="3.13"),
