@@ -53,7 +53,7 @@ def normal_tail(a):
 
 @triton.jit
 def normal_distribution(h, EXACT: tl.constexpr):
-    """Φ(h) of float32 values; exact, or for 16 bits, with a third of the instructions."""
+    """Φ(h) of float32 values; where it is not exact as exact as `normal_tail`."""
     if EXACT:
         distribution = 0.5 + 0.5 * tl.erf(h * SQRT_HALF)
     else:

@@ -17,6 +17,7 @@ from support.kernels.pass_cases import TILES
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from benchmarks.measuring.timing import threads
 from benchmarks.suite.shapes import SMALL
 from septr_fast import SepTr
 from trust.outcome import Outcome, Progress
@@ -122,7 +123,7 @@ def built(setting: Setting) -> tuple[SepTr, Tensor]:
 def forward_and_backward(setting: Setting) -> Results:
     """Logits in evaluation, and logits and gradients in training."""
     model, x = built(setting)
-    with launch.override(TILES), on_threads(setting.threads):
+    with launch.override(TILES), threads(setting.threads):
         with torch.no_grad():
             evaluated = model.eval()(x)
         return {"logits in evaluation": evaluated, **gradients(model.train(), x)}
@@ -132,23 +133,12 @@ def trained(setting: Setting) -> Results:
     """Every parameter after some steps of an optimizer."""
     model, x = built(setting)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    with launch.override(TILES), on_threads(setting.threads):
+    with launch.override(TILES), threads(setting.threads):
         for _ in range(STEPS):
             optimizer.zero_grad()
             cross_entropy(model(x), torch.tensor([0, 1])).backward()
             optimizer.step()
     return {name: x.detach() for name, x in model.named_parameters()}
-
-
-@contextmanager
-def on_threads(count: int) -> Iterator[None]:
-    """Let PyTorch use so many threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def different(found: Results, expected: Results) -> list[str]:
