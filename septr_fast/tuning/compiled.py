@@ -7,7 +7,9 @@ under a hash of everything that the machine code depends on.
 
 from __future__ import annotations
 
+import ast
 import hashlib
+import inspect as python_sources
 import json
 import os
 import re
@@ -18,7 +20,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import triton
@@ -103,8 +107,32 @@ def ptxas_version(arch: int) -> str:
     return str(get_ptxas(arch).version)
 
 
+@cache
+def _code(kernel: Any) -> list[str]:
+    """Syntax trees of a kernel and of all that it calls, and constants that they take: no words, no places in files."""
+    found: dict[str, str] = {}
+    waiting = [kernel]
+    while waiting:
+        function = waiting.pop()
+        name = f"{function.fn.__module__}.{function.fn.__qualname__}"
+        if name in found:
+            continue
+        outer = python_sources.getclosurevars(function.fn)
+        taken = {**outer.globals, **outer.nonlocals}
+        called = {key: value for key, value in taken.items() if isinstance(value, triton.JITFunction)}
+        constants = {
+            key: repr(value) for key, value in taken.items() if not isinstance(value, (ModuleType, triton.JITFunction))
+        }
+        body = ast.parse(function.src).body[0]
+        if ast.get_docstring(body) is not None:
+            body.body.pop(0)
+        found[name] = f"{ast.dump(body)} {sorted(constants.items())}"
+        waiting += called.values()
+    return sorted(f"{name} {text}" for name, text in found.items())
+
+
 def identity(launch: Launch, arch: int) -> str:
-    """A hash that two launches share where one compiled kernel serves both.
+    """A hash that two launches share where one compiled kernel serves both, whatever is said of it in words.
 
     Args:
         launch: with tensors that may be on the meta device; a view's offset counts for its alignment.
@@ -124,7 +152,7 @@ def identity(launch: Launch, arch: int) -> str:
     finally:
         triton.knobs.runtime.jit_cache_hook = previous
     versions = (triton.__version__, ptxas_version(arch), *(field.name for field in fields(Compiled)))
-    source = (launch.kernel.cache_key, specialisations.pop(), arch, *versions)
+    source = (_code(launch.kernel), specialisations.pop(), arch, *versions)
     return hashlib.sha256(repr(source).encode()).hexdigest()
 
 

@@ -195,8 +195,16 @@ def test_launches_are_specialised_as_when_they_run(planted: dict[str, Any]) -> N
     plain, odd = identities.pop("plain"), identities.pop("odd")
     assert identities.pop("another multiple of 16") == identities.pop("aligned view") == plain
     assert identities.pop("odd, another") == odd
+    assert identities.pop("in words") == plain
     different = [plain, odd, *identities.values()]
     assert len(set(different)) == len(different)
+
+
+def test_identity_knows_what_a_kernel_calls_and_the_numbers_that_it_takes(planted: dict[str, Any]) -> None:
+    code = dict(text.split(" ", 1) for text in planted["code"])
+    assert {"septr_fast.kernels.mlp.normal_tail", "septr_fast.kernels.rounding.dot"} < set(code)
+    assert "('SQRT_HALF', 'constexpr[0.7071067811865476]')" in code["septr_fast.kernels.mlp.normal_distribution"]
+    assert not any(" at 0x" in text for text in code.values()), "addresses differ from run to run"
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ Compiling needs a process in which Triton does not interpret.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import sys
@@ -16,6 +17,7 @@ import torch
 import triton
 import triton.language as tl
 from septr_fast.kernels.launch import Config, Launch
+from septr_fast.kernels.mlp import mlp_fwd_kernel
 
 from septr_fast.commands import kernels as kernels_command
 from septr_fast.tuning import compiled, kernel_launches
@@ -97,9 +99,18 @@ def identities() -> dict[str, str]:
         "unaligned view": {"x_ptr": rows.flatten()[1:]},
         "float16": {"x_ptr": rows.half()},
     }
-    return {
-        name: compiled.identity(product("good", 64, (64, 64), 4, **variant), 90) for name, variant in variants.items()
-    }
+    launches = {name: product("good", 64, (64, 64), 4, **variant) for name, variant in variants.items()}
+    launches["in words"] = rewritten("):\n", '):\n    """A product."""  # in words\n')
+    launches["other code"] = rewritten("other=0.0", "other=1.0")
+    return {name: compiled.identity(launch, 90) for name, launch in launches.items()}
+
+
+def rewritten(old: str, new: str) -> Launch:
+    """The plain product by a kernel whose source says `new` for `old`, on other lines of its file."""
+    kernel = triton.jit(product_kernel.fn)
+    kernel._unsafe_update_src(product_kernel.src.replace(old, new, 1))
+    kernel.starting_line_number += 1
+    return dataclasses.replace(product("good", 64, (64, 64), 4), kernel=kernel)
 
 
 def report(launches: list[Launch], cache: Path, *, as_json: bool) -> tuple[int, str]:
@@ -112,7 +123,7 @@ def report(launches: list[Launch], cache: Path, *, as_json: bool) -> tuple[int, 
 
 
 def main(cache: Path) -> None:
-    """Print reports on every kind of planted kernels, one on results found in the cache, and the identities."""
+    """Print reports on every kind of planted kernels, one on results found in the cache, identities, and their code."""
     reports = {}
     for kind, launches in planted().items():
         status, text = report(launches, cache, as_json=True)
@@ -120,7 +131,8 @@ def main(cache: Path) -> None:
     for path in cache.iterdir():
         path.write_text(json.dumps({**json.loads(path.read_text()), "registers": 7}))
     cached = json.loads(report(planted()["good"], cache, as_json=True)[1])
-    sys.stdout.write(json.dumps({"reports": reports, "cached": cached["kernels"], "identities": identities()}))
+    found = {"identities": identities(), "code": compiled._code(mlp_fwd_kernel)}
+    sys.stdout.write(json.dumps({"reports": reports, "cached": cached["kernels"], **found}))
 
 
 if __name__ == "__main__":
