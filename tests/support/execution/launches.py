@@ -8,9 +8,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import triton
 from septr_fast.kernels import launch
 from septr_fast.kernels.launch import Launch
 from support.execution.instructions import counted, steps
@@ -120,7 +122,7 @@ class Execution:
         key = compiled.identity(described, self.arch)
         if key not in self._kept:
             if key not in _built:
-                with compiled._driver(), mock.patch.object(CUDABackend, "make_cubin", _not_assembled):
+                with compiled.driver(), _not_assembling():
                     _built[key] = compiled._warm_up(described, self.arch, "execution")
             kernel = _built[key]
             ptx = self.change(described.name, kernel.asm["ptx"])
@@ -130,6 +132,14 @@ class Execution:
             program = parse(ptx)
             self._kept[key] = Executable(program, steps(program), kernel.metadata.shared, kernel.src.signature)
         return self._kept[key]
+
+
+@contextmanager
+def _not_assembling() -> Iterator[None]:
+    """Leave the assembler out, and keep what is compiled where nobody looks for kernels to run."""
+    with triton.knobs.cache.scope(), mock.patch.object(CUDABackend, "make_cubin", _not_assembled):
+        triton.knobs.cache.dir = str(Path(triton.knobs.cache.dir) / "not-assembled")
+        yield
 
 
 def _not_assembled(*_: Any) -> bytes:
