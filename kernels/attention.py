@@ -137,72 +137,80 @@ def axis_attention_fwd_kernel(
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    TOGETHER: tl.constexpr = 0,
 ):
-    """One program: `BLOCK_Q` queries of one head of one sequence against all its keys, with a streamed softmax.
+    """One program: `BLOCK_Q` queries of one head, or `TOGETHER` of every head that shares keys, with streamed softmax.
 
-    Strides are `(batch, row, token, head, dim)`; of the class token's key and value `(batch, head, dim)`; of
-    the log-sum-exp `(batch, row, token, head, part)`. `valid_ptr` is that of `(batch,)` keys, or None for all.
+    Keys that one tile holds are then loaded once for all these heads. Strides are `(batch, row, token, head, dim)`; of
+    the class token's key and value `(batch, head, dim)`; of the log-sum-exp `(batch, row, token, head, part)`.
+    `valid_ptr` is that of `(batch,)` keys, or None for all.
     """
     TILES: tl.constexpr = (QUERIES + BLOCK_Q - 1) // BLOCK_Q
+    MEMBERS: tl.constexpr = GROUP if TOGETHER else 1
     EVEN_Q: tl.constexpr = QUERIES % BLOCK_Q == 0 and HEAD_DIM == BLOCK_D
     EVEN_K: tl.constexpr = KEYS % BLOCK_K == 0 and HEAD_DIM == BLOCK_D
+    HELD: tl.constexpr = MEMBERS > 1 and KEYS <= BLOCK_K
     pid = tl.program_id(0)
-    tile, head = pid % TILES, (pid // TILES) % HEADS
-    sequence = pid // (TILES * HEADS)
+    tile, first = pid % TILES, (pid // TILES) % (HEADS // MEMBERS) * MEMBERS
+    key_head = (first // GROUP).to(tl.int64)
+    sequence = pid // (TILES * (HEADS // MEMBERS))
     batch, row = (sequence // rows).to(tl.int64), (sequence % rows).to(tl.int64)
-    head, key_head = head.to(tl.int64), (head // GROUP).to(tl.int64)
-    q_ptr += batch * q_strides[0] + row * q_strides[1] + head * q_strides[3]
+    q_ptr += batch * q_strides[0] + row * q_strides[1]
     k_ptr += batch * k_strides[0] + row * k_strides[1] + key_head * k_strides[3]
     v_ptr += batch * v_strides[0] + row * v_strides[1] + key_head * v_strides[3]
-    out_ptr += batch * out_strides[0] + row * out_strides[1] + head * out_strides[3]
-    lse_ptr += batch * lse_strides[0] + row * lse_strides[1] + head * lse_strides[3]
+    out_ptr += batch * out_strides[0] + row * out_strides[1]
+    lse_ptr += batch * lse_strides[0] + row * lse_strides[1]
     cls_k_ptr += batch * cls_k_strides[0] + key_head * cls_k_strides[1]
     cls_v_ptr += batch * cls_v_strides[0] + key_head * cls_v_strides[1]
 
     offs_q = tile * BLOCK_Q + tl.arange(0, BLOCK_Q)
     offs_k = tl.arange(0, BLOCK_K)
     offs_d = tl.arange(0, BLOCK_D)
-    # (BLOCK_Q, BLOCK_D)
-    q = load_tile(q_ptr, offs_q, offs_d, q_strides[2], q_strides[4], QUERIES, HEAD_DIM, EVEN_Q)
-    # (BLOCK_D,)
-    cls_k = load_vector(cls_k_ptr, offs_d, cls_k_strides[2], HEAD_DIM, 0.0)
-    cls_v = load_vector(cls_v_ptr, offs_d, cls_v_strides[2], HEAD_DIM, 0.0)
-    # (BLOCK_Q,)
-    largest = sum_of_products(q.to(tl.float32), cls_k[None, :], 1)
-    total = tl.full((BLOCK_Q,), 1.0, tl.float32)
-    # (BLOCK_Q, BLOCK_D)
-    acc = tl.zeros((BLOCK_Q, BLOCK_D), tl.float32) + cls_v[None, :]
-    q_source = (q_ptr, offs_q, q_strides, QUERIES)
     valid = load_valid(valid_ptr, batch, KEYS)
-    for start in range(0, valid, BLOCK_K):
+    if HELD:
         # (BLOCK_K, BLOCK_D)
-        k = load_tile(k_ptr, start + offs_k, offs_d, k_strides[2], k_strides[4], KEYS, HEAD_DIM, EVEN_K)
-        # (BLOCK_Q, BLOCK_K)
-        k_source = (k_ptr, start + offs_k, k_strides, KEYS)
-        scores = inner_products(q, k, q_source, k_source, HEAD_DIM, BLOCK_D, BLOCK_C, INPUT_PRECISION)
-        if KEYS % BLOCK_K != 0 or valid_ptr is not None:
-            scores = tl.where((start + offs_k < valid)[None, :], scores, float("-inf"))
-        new_largest = tl.maximum(largest, tl.max(scores, 1))
-        rescale = tl.exp2((largest - new_largest) * LOG2E)
-        p = tl.exp2((scores - new_largest[:, None]) * LOG2E)
-        total = total * rescale + tl.sum(p, 1)
-        largest = new_largest
+        k = load_tile(k_ptr, offs_k, offs_d, k_strides[2], k_strides[4], KEYS, HEAD_DIM, EVEN_K)
         if SHARED:
             v = k
         else:
-            v = load_tile(v_ptr, start + offs_k, offs_d, v_strides[2], v_strides[4], KEYS, HEAD_DIM, EVEN_K)
-        acc = dot(p.to(v.dtype), v, acc * rescale[:, None], input_precision=INPUT_PRECISION)
-    store_tile(
-        out_ptr,
-        acc * (1.0 / total)[:, None],
-        offs_q,
-        offs_d,
-        out_strides[2],
-        out_strides[4],
-        QUERIES,
-        HEAD_DIM,
-        EVEN_Q,
-    )
-    lse_ptrs = lse_ptr + offs_q.to(tl.int64) * lse_strides[2]
-    tl.store(lse_ptrs, largest, mask=offs_q < QUERIES)
-    tl.store(lse_ptrs + lse_strides[4], total, mask=offs_q < QUERIES)
+            v = load_tile(v_ptr, offs_k, offs_d, v_strides[2], v_strides[4], KEYS, HEAD_DIM, EVEN_K)
+    # What depends on no head is computed for each anew: held all the time it would not fit the registers.
+    for member in tl.range(0, MEMBERS, disable_licm=True):
+        head = (first + member).to(tl.int64)
+        head_q_ptr = q_ptr + head * q_strides[3]
+        # (BLOCK_Q, BLOCK_D)
+        q = load_tile(head_q_ptr, offs_q, offs_d, q_strides[2], q_strides[4], QUERIES, HEAD_DIM, EVEN_Q)
+        # (BLOCK_D,)
+        cls_k = load_vector(cls_k_ptr, offs_d, cls_k_strides[2], HEAD_DIM, 0.0)
+        cls_v = load_vector(cls_v_ptr, offs_d, cls_v_strides[2], HEAD_DIM, 0.0)
+        # (BLOCK_Q,)
+        largest = sum_of_products(q.to(tl.float32), cls_k[None, :], 1)
+        total = tl.full((BLOCK_Q,), 1.0, tl.float32)
+        # (BLOCK_Q, BLOCK_D)
+        acc = tl.zeros((BLOCK_Q, BLOCK_D), tl.float32) + cls_v[None, :]
+        q_source = (head_q_ptr, offs_q, q_strides, QUERIES)
+        for start in range(0, KEYS if HELD else valid, BLOCK_K):
+            if not HELD:
+                # (BLOCK_K, BLOCK_D)
+                k = load_tile(k_ptr, start + offs_k, offs_d, k_strides[2], k_strides[4], KEYS, HEAD_DIM, EVEN_K)
+                if SHARED:
+                    v = k
+                else:
+                    v = load_tile(v_ptr, start + offs_k, offs_d, v_strides[2], v_strides[4], KEYS, HEAD_DIM, EVEN_K)
+            # (BLOCK_Q, BLOCK_K)
+            k_source = (k_ptr, start + offs_k, k_strides, KEYS)
+            scores = inner_products(q, k, q_source, k_source, HEAD_DIM, BLOCK_D, BLOCK_C, INPUT_PRECISION)
+            if KEYS % BLOCK_K != 0 or valid_ptr is not None:
+                scores = tl.where((start + offs_k < valid)[None, :], scores, float("-inf"))
+            new_largest = tl.maximum(largest, tl.max(scores, 1))
+            rescale = tl.exp2((largest - new_largest) * LOG2E)
+            p = tl.exp2((scores - new_largest[:, None]) * LOG2E)
+            total = total * rescale + tl.sum(p, 1)
+            largest = new_largest
+            acc = dot(p.to(v.dtype), v, acc * rescale[:, None], input_precision=INPUT_PRECISION)
+        acc *= (1.0 / total)[:, None]
+        head_out_ptr = out_ptr + head * out_strides[3]
+        store_tile(head_out_ptr, acc, offs_q, offs_d, out_strides[2], out_strides[4], QUERIES, HEAD_DIM, EVEN_Q)
+        lse_ptrs = lse_ptr + head * lse_strides[3] + offs_q.to(tl.int64) * lse_strides[2]
+        tl.store(lse_ptrs, largest, mask=offs_q < QUERIES)
+        tl.store(lse_ptrs + lse_strides[4], total, mask=offs_q < QUERIES)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from . import launch
 from .attention import axis_attention_fwd_kernel
-from .attention_backward import axis_attention_bwd_key_kernel, axis_attention_bwd_query_kernel
+from .attention_backward import axis_attention_bwd_query_kernel
+from .attention_key_backward import axis_attention_bwd_key_kernel
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def _forward(name: str, operands: Operands, query: Tensor, out: Tensor, lse: Ten
     launch.launch(
         name,
         axis_attention_fwd_kernel,
-        batch * rows * heads * tiles,
+        batch * rows * _groups(operands, heads, config) * tiles,
         config,
         arguments,
         device=query.device,
@@ -153,9 +154,9 @@ def _query_backward(
     arguments |= {"lse_ptr": lse, "lse_strides": lse.stride(), "delta_ptr": delta, "delta_strides": delta.stride()}
     arguments |= {"grad_q_ptr": grad_query, "grad_q_strides": grad_query.stride()}
     config = _config(name, operands, query)
-    tiles = launch.ceil_div(queries, config.tiles["BLOCK_Q"])
+    tiles, groups = launch.ceil_div(queries, config.tiles["BLOCK_Q"]), _groups(operands, heads, config)
     partial = torch.empty(
-        2 - arguments["SHARED"], batch, rows * heads * tiles, head_dim, dtype=torch.float32, device=query.device
+        2 - arguments["SHARED"], batch, rows * groups * tiles, head_dim, dtype=torch.float32, device=query.device
     )
     arguments |= {"grad_cls_k_ptr": partial[0], "grad_cls_v_ptr": partial[-1]}
     resident = operands.key.shape[2] <= config.tiles["BLOCK_K"]
@@ -163,7 +164,7 @@ def _query_backward(
     launch.launch(
         name,
         axis_attention_bwd_query_kernel,
-        batch * rows * heads * tiles,
+        batch * rows * groups * tiles,
         config,
         arguments,
         device=query.device,
@@ -171,7 +172,7 @@ def _query_backward(
         executed_flops=products[1],
     )
     key_heads = operands.key.shape[3]
-    summed = partial.unflatten(2, (rows, key_heads, heads // key_heads * tiles)).sum((2, 4))
+    summed = partial.unflatten(2, (rows, key_heads, groups // key_heads * tiles)).sum((2, 4))
     return summed[0], summed[-1]
 
 
@@ -243,6 +244,11 @@ def _keys(operands: Operands, heads: int) -> dict[str, Any]:
         "SHARED": operands.value is None,
         "INPUT_PRECISION": launch.input_precision(),
     }
+
+
+def _groups(operands: Operands, heads: int, config: launch.Config) -> int:
+    """How many programs share the heads of a tile of queries: one for each, or one for all that share keys."""
+    return operands.key.shape[3] if config.tiles.get("TOGETHER") else heads
 
 
 def _config(name: str, operands: Operands, query: Tensor) -> launch.Config:

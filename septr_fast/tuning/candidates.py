@@ -19,6 +19,9 @@ ACCUMULATED = ("BLOCK_M", "BLOCK_Q")
 MOST_ACCUMULATED = 128
 """Registers of a thread that such sums may fill."""
 
+SWITCHES = ("FUSED", "TOGETHER")
+"""What is 0 or 1."""
+
 OF_PASSES = ("chunk", "attention_form")
 """Choices that are no kernel's: they have tiles alone, and are measured on whole passes."""
 
@@ -52,7 +55,7 @@ def _beside_each(config: Config, stages: Sequence[int]) -> Iterator[Config]:
 
 def _tiles(tiles: Mapping[str, int]) -> Iterator[dict[str, int]]:
     for name, size in tiles.items():
-        if name == "FUSED":
+        if name in SWITCHES:
             yield {**tiles, name: 1 - size}
             continue
         least, largest = (LEAST_CHUNK, LARGEST_CHUNK) if name == "MIB" else (LEAST_TILE, LARGEST_TILE)

@@ -16,6 +16,7 @@ pytest.importorskip("triton")
 from septr_fast.kernels import launch
 from septr_fast.kernels.axis_attention_operator import axis_attention
 from support.kernels.attention_cases import (
+    BY_HEADS,
     DIRECT,
     FORMS,
     MERGED,
@@ -121,6 +122,30 @@ def test_tf32_is_as_good_as_tf32(form: Form, device: torch.device) -> None:
     inputs = draw(form, grid_shape("width", length=19), 24, device)
     with launch.override(tiles()), matmul_precision("high"):
         check(inputs, form.heads, "width", attend=partial(streamed_attention, product=tf32_product))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("length", [19, 40], ids=["keys held", "keys streamed"])
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_heads_together(form: Form, length: int, dtype: torch.dtype, device: torch.device) -> None:
+    inputs = draw(form, grid_shape("height", length), 24, device, dtype)
+    with launch.override(tiles(block_k=32, heads_together=True)), launch.capture(*BY_HEADS) as captured:
+        check(inputs, form.heads, "height")
+    assert {one.programs for one in captured.launches} == {2 * form.key_heads * -(-length // 16)}
+
+
+@pytest.mark.parametrize("length", [19, 40], ids=["keys held", "keys streamed"])
+def test_heads_together_have_the_bits_of_heads_apart(length: int, device: torch.device) -> None:
+    """But for what the class token's key and value get, which is summed up in another order."""
+    form = FORMS["grouped-merged"]
+    inputs = draw(form, grid_shape("width", length), 24, device)
+    gradients = output_gradients(inputs, form.heads, "width")
+    found = []
+    for heads_together in (False, True):
+        with launch.override(tiles(block_k=32, heads_together=heads_together)):
+            found.append(step(axis_attention, inputs, form.heads, "width", gradients))
+    summed = {"cls_key", "cls_value"}
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0].keys() - summed)
 
 
 def test_key_gradients_in_two_accumulators(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -172,7 +172,7 @@ DTYPES = {
 FORMS: dict[str, dict[str, Any]] = {
     "merged": {"draw": _drawn(Merged)},
     "direct": {"draw": _drawn(Direct)},
-    "merged, 256 features": {"draw": _drawn(Merged, dim=256, heads=1, dim_head=256)},
+    "merged, 256 features": {"draw": _drawn(Merged, dim=256, heads=2, dim_head=256)},
     "direct, heads of 256": {"draw": _drawn(Direct, heads=1, dim_head=256)},
     "low-rank": {"draw": _drawn(LowRank, shape=(1, 1, 21), channels=2)},
     "low-rank, 8 channels": {"draw": _drawn(LowRank, shape=(1, 17, 33), channels=8)},

@@ -28,6 +28,8 @@ KERNELS = (
     "class_query_fwd",
     "class_query_bwd",
 )
+BY_HEADS = ("axis_attention_fwd", "axis_attention_bwd_query")
+"""Of these those whose programs take one head, or all that share keys."""
 
 
 class Form(NamedTuple):
@@ -218,10 +220,20 @@ def step(attention: Operation, inputs: Inputs, heads: int, axis: str, gradients:
     return named | dict(zip(given, found, strict=True))
 
 
-def tiles(block_q: int = 16, block_k: int = 16, block_c: int = 256) -> dict[str, launch.Config]:
-    """Configurations of all kernels of `axis_attention` with tiles of these sizes."""
-    config = launch.Config({"BLOCK_Q": block_q, "BLOCK_K": block_k, "BLOCK_C": block_c})
-    return {name + suffix: config for name in KERNELS for suffix in ("", "_direct")}
+def tiles(
+    block_q: int = 16, block_k: int = 16, block_c: int = 256, heads_together: bool = False
+) -> dict[str, launch.Config]:
+    """Configurations of all kernels of `axis_attention` with tiles of these sizes.
+
+    With `heads_together` a program takes all heads that share keys, where a kernel can.
+    """
+    sizes = {"BLOCK_Q": block_q, "BLOCK_K": block_k, "BLOCK_C": block_c}
+    switched = {name: {"TOGETHER": 1} for name in BY_HEADS if heads_together}
+    return {
+        name + suffix: launch.Config({**sizes, **switched.get(name, {})})
+        for name in KERNELS
+        for suffix in ("", "_direct")
+    }
 
 
 def check(

@@ -81,7 +81,8 @@ def _mlp_bwd(given: Arguments) -> Stretched:
 
 
 def _axis_attention_bwd_query(given: Arguments) -> Stretched:
-    programs = given["HEADS"] * ceil_div(given["QUERIES"], given["BLOCK_Q"])
+    groups = given["HEADS"] // (given["GROUP"] if given.get("TOGETHER") else 1)
+    programs = groups * ceil_div(given["QUERIES"], given["BLOCK_Q"])
     names = ("grad_cls_k_ptr",) if given["SHARED"] else ("grad_cls_k_ptr", "grad_cls_v_ptr")
     return Stretched(
         _one_row("q", "k", "v", "grad", "lse", "delta", "grad_q"),

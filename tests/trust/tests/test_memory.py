@@ -13,6 +13,7 @@ pytest.importorskip("triton")
 from septr_fast.kernels import (
     attention,
     attention_backward,
+    attention_key_backward,
     class_attention_kernels,
     fused_attention,
     launch,
@@ -29,6 +30,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 MODULES = (
     attention,
     attention_backward,
+    attention_key_backward,
     class_attention_kernels,
     fused_attention,
     low_rank_backward_kernels,
