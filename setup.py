@@ -29,7 +29,7 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["septr_fast", "septr_fast.*"]), "septr_fast.kernels"],
     package_dir={"septr_fast.kernels": "kernels"},
-    package_data={"septr_fast": ["py.typed"]},
+    package_data={"septr_fast": ["py.typed", "forecast/stub.c"]},
     entry_points={"console_scripts": ["septr-fast = septr_fast.commands.main:main"]},
     install_requires=["torch>=2.5", "einops>=0.8", "numpy>=1.26"],
     extras_require={

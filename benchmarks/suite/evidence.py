@@ -31,6 +31,7 @@ PINNED = ("torch", "triton")
 """Packages whose version counts."""
 STORED: dict[str, tuple[str, ...]] = {
     "benchmarks/results/kernels.json": ("septr_fast.commands.kernels", "septr_fast.tuning.kernel_launches"),
+    "docs/forecast.json": ("benchmarks.measuring.forecasts",),
     "examples/results/spoken-words-cpu.json": ("training.command",),
 }
 """Results whose own files hold no hash, and the modules that they depend on."""

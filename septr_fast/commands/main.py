@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from types import ModuleType
 
-from septr_fast.commands import explain, info, kernels, plan, predict, report, tune
+from septr_fast.commands import explain, forecast, info, kernels, plan, predict, report, tune
 
 COMMANDS: dict[str, ModuleType] = {
     "plan": plan,
@@ -15,6 +15,7 @@ COMMANDS: dict[str, ModuleType] = {
     "info": info,
     "kernels": kernels,
     "tune": tune,
+    "forecast": forecast,
     "report": report,
 }
 """Modules with `HELP`, `add_arguments(parser)` and `run(**options)`, which returns the exit status."""

@@ -32,6 +32,12 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in padded)
 
 
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of plain text whose columns stand below one another."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
 def _escaped(cell: str) -> str:
     return " ".join(cell.replace("|", "\\|").split())
 

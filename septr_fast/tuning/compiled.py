@@ -87,7 +87,8 @@ class _Driver:
 
 
 @contextmanager
-def _driver() -> Iterator[None]:
+def driver() -> Iterator[None]:
+    """Let Triton compile for the architecture that `_warm_up` names, without any GPU."""
     previous = triton.runtime.driver._active
     triton.runtime.driver.set_active(_Driver())
     try:
@@ -147,7 +148,7 @@ def identity(launch: Launch, arch: int) -> str:
     previous = triton.knobs.runtime.jit_cache_hook
     triton.knobs.runtime.jit_cache_hook = hold_back
     try:
-        with _driver():
+        with driver():
             _warm_up(launch, arch, "identity")
     finally:
         triton.knobs.runtime.jit_cache_hook = previous
@@ -177,7 +178,7 @@ def compile_all(
     for _ in results:
         progress()
     due = [key for key in launches if key not in results]
-    with _driver(), ThreadPoolExecutor(jobs) as pool:
+    with driver(), ThreadPoolExecutor(jobs) as pool:
         for arch in dict.fromkeys(launches[key][1] for key in due):
             keys = [key for key in due if launches[key][1] == arch]
             batches = [keys[place : place + TOGETHER] for place in range(0, len(keys), TOGETHER)]

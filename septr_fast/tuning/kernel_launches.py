@@ -58,9 +58,9 @@ def launches(
                 model = SepTr(**config, backend="triton").to(residual_dtype)
             for form in _attention_forms(arch, dtype, model.blocks[0].dim):
                 with launch.override({"attention_form": Config({"FUSED": form})}):
-                    _class_token(model, dtype, batch).sum().backward()
+                    class_token(model, dtype, batch).sum().backward()
                     with torch.no_grad():
-                        _class_token(model, dtype, batch)
+                        class_token(model, dtype, batch)
     return recorded
 
 
@@ -80,7 +80,7 @@ def _attention_forms(arch: int, dtype: torch.dtype, dim: int) -> tuple[int, ...]
     return (0, 1)
 
 
-def _class_token(model: SepTr, dtype: torch.dtype, batch: int) -> Tensor:
+def class_token(model: SepTr, dtype: torch.dtype, batch: int) -> Tensor:
     """What `model` classifies, `(batch, dim)`, with products in `dtype`."""
     first = model.blocks[0]
     x = torch.empty(batch, first.channels, *first.input_size, dtype=model.cls_token.dtype, device="meta")

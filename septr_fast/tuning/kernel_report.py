@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from septr_fast.kernels.launch import SHARED_MEMORY, Launch, ceil_div
+from septr_fast.report.tables import aligned
 from septr_fast.tuning import compiled, executed
 from septr_fast.tuning.compiled import Compiled, Failed, compile_all, identity
 from septr_fast.tuning.tensor_bytes import distinct_bytes
@@ -233,19 +234,14 @@ def table(entries: Sequence[Entry], counted: Sequence[executed.Row] = ()) -> str
 def _case_tables(case: Case, entries: Sequence[Entry], counted: Sequence[executed.Row]) -> Iterator[str]:
     title = f"{case.model}, {case.dtype}, sm_{case.arch} ({SHARED_MEMORY[case.arch]} bytes of shared memory)"
     rows = [_HEADER, *(_cells(entry) for entry in entries)]
-    yield "\n".join([title, *_aligned(rows), *(f"  {text}" for entry in entries for text in complaints(entry))])
+    yield "\n".join([title, *aligned(rows), *(f"  {text}" for entry in entries for text in complaints(entry))])
     found = counts(case, entries, counted)
     if found:
         header = ("kernel", *(name for name in next(iter(found.values())) if name != "kernel"))
         rows = [header, *(tuple(row[name] for name in header) for row in found.values())]
         yield "\n".join(
-            [f"executed on a CPU, per program, in small passes: {case.dtype}, sm_{case.arch}", *_aligned(rows)]
+            [f"executed on a CPU, per program, in small passes: {case.dtype}, sm_{case.arch}", *aligned(rows)]
         )
-
-
-def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def counts(case: Case, entries: Iterable[Entry], counted: Sequence[executed.Row]) -> dict[str, executed.Row]:

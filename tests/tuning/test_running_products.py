@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from support.kernels.machine_code import numbered
 
 from septr_fast.tuning.assembly.running_products import Found, scan
 
@@ -40,7 +41,7 @@ def scanned(text: str) -> Found:
         else:
             lines.append(line)
     code = [line for line in filter(None, text.splitlines()) if not line.startswith(".L")]
-    return scan("\n".join(f"        /*{16 * place:04x}*/   {line}" for place, line in enumerate(code)))
+    return scan(numbered(code))
 
 
 def test_nothing_is_found_in_what_waits() -> None:

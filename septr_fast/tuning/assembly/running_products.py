@@ -203,8 +203,8 @@ def _range(first: int, count: int) -> int:
 
 def _blocks(machine_code: str) -> tuple[list[list[Instruction]], list[list[int]]]:
     """The instructions from one place where ways part or meet to the next, and which blocks follow on each."""
-    code = [one for one in map(_instruction, machine_code.splitlines()) if one is not None]
-    targets = {_target(one) for one in code if one.name == "BRA"}
+    code = instructions(machine_code)
+    targets = {target(one) for one in code if one.name == "BRA"}
     blocks: list[list[Instruction]] = []
     for before, one in zip((None, *code), code, strict=False):
         if before is None or before.name in ("BRA", "EXIT") or one.address in targets:
@@ -216,15 +216,20 @@ def _blocks(machine_code: str) -> tuple[list[list[Instruction]], list[list[int]]
 
 def _following(place: int, last: Instruction, places: dict[int, int]) -> Iterator[int]:
     if last.name == "BRA":
-        target = _target(last)
-        if target not in places:
+        to = target(last)
+        if to not in places:
             raise ValueError(f"no place to go to: {last.text}")
-        yield places[target]
+        yield places[to]
     if (last.name not in ("BRA", "EXIT") or last.guard is not None) and place + 1 < len(places):
         yield place + 1
 
 
-def _target(branch: Instruction) -> int:
+def instructions(machine_code: str) -> list[Instruction]:
+    """The instructions of machine code, as `disassembly.disassembled` gives it."""
+    return [one for one in map(_instruction, machine_code.splitlines()) if one is not None]
+
+
+def target(branch: Instruction) -> int:
     """The address that a branch goes to; -1 where none can be read."""
     found = _TARGET.search(branch.operands[-1]) if branch.operands else None
     return int(found[1], 16) if found else -1

@@ -75,6 +75,7 @@ def check_command(line: str, folder: Path, *, whole: bool = True) -> None:
         "benchmarks.gpu": check_gpu,
         "benchmarks.suite.pages": check_nothing,
         "benchmarks.measuring.scaling": check_nothing,
+        "benchmarks.measuring.forecasts": check_nothing,
     }
     if program not in checks:
         raise ValueError(f"{line}: expected one of {', '.join(checks)}, got {program}")

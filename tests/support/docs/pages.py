@@ -10,7 +10,9 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[3]
 README = ROOT / "README.md"
-GENERATED = tuple(ROOT / "docs" / f"{name}.md" for name in ("results", "accuracy", "scaling", "kernels", "trust"))
+GENERATED = tuple(
+    ROOT / "docs" / f"{name}.md" for name in ("results", "accuracy", "scaling", "kernels", "forecast", "trust")
+)
 """Pages that programs write; a link to one is right before it is written for the first time, too."""
 PAGES = [README, *sorted(page for page in (ROOT / "docs").glob("*.md") if page not in GENERATED)]
 LINKED = [*PAGES, *(page for page in GENERATED if page.exists())]

@@ -19,12 +19,12 @@ import torch
 import triton
 from septr_fast.kernels import launch
 from septr_fast.kernels.launch import Launch
-from support.driver.stub import Recorded, Stub
 from support.execution import launches
 from support.execution.machine import parameter
 from support.execution.parsing import parse
 from support.execution.trials import CPU, TRIALS, Trial
 
+from septr_fast.forecast.stub import Recorded, Stub
 from septr_fast.passes import backend
 from septr_fast.tuning import compiled
 
@@ -49,7 +49,7 @@ def otherwise(described: Launch, stub: Stub, wanted: Launch | None = None) -> li
         wanted: the launch that should run; by default `described`.
     """
     wanted = wanted or described
-    with compiled._driver():
+    with compiled.driver():
         kernel = compiled._warm_up(described, stub.arch, "launching")
     kinds = [kind for kind, _ in parse(kernel.asm["ptx"]).parameters]
     values = launches._values(wanted, kernel.src.signature)

@@ -18,8 +18,8 @@ from unittest import mock
 import torch
 import triton
 from septr_fast.kernels import launch
-from support.driver.stub import Stub
 
+from septr_fast.forecast.stub import Stub
 from septr_fast.passes import backend
 from septr_fast.passes.triton import trial
 

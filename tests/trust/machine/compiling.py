@@ -191,7 +191,7 @@ def has_products(one: Launch) -> bool:
 def judged(works: Sequence[Work], fusion: bool = True) -> list[dict[str, Any]]:
     """Compile kernels for one architecture, without any cache, and tell what is found in each and what is wrong."""
     arch = works[0].case.arch
-    with compiled._driver(), mock.patch.object(launch, "_options", _with_fusion(fusion)):
+    with compiled.driver(), mock.patch.object(launch, "_options", _with_fusion(fusion)):
         kernels = [_compiled(work) for work in works]
     found = compiled.inspect(kernels, arch)
     return [_judged(*parts, fusion) for parts in zip(works, kernels, found, strict=True)]

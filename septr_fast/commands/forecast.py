@@ -1,0 +1,140 @@
+"""`septr-fast forecast`: how long a pass should take on a GPU that need not be here, by compiled kernels alone."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from septr_fast import progress
+from septr_fast.passes.backend import cache_folder
+from septr_fast.report.tables import aligned
+from septr_fast.report.units import duration
+
+CACHE = cache_folder() / "forecast"
+NAMES = ("h100", "h200", "a100", "l4", "4090", "3090")
+"""Blackwell's waits lie apart from the loops that they belong to, which is not understood yet."""
+
+HELP = "forecast the time of a pass on a GPU from its compiled kernels"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the forecast."""
+    parser.add_argument("--device", nargs="+", choices=NAMES, default=["h100"], help="(default: %(default)s)")
+    parser.add_argument("--batch", nargs="+", type=int, default=[64], help="spectrograms at a time")
+    parser.add_argument("--training", action="store_true", help="a step of training without optimizer")
+    parser.add_argument("--json", action="store_true", dest="as_json", help="objects for machines in place of tables")
+    parser.add_argument("--published", action="store_true", help="only published figures beside their forecasts")
+    parser.add_argument("--cache", type=Path, default=CACHE, help="folder of earlier results (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="kernels compiled at a time")
+
+
+def run(
+    device: Sequence[str],
+    batch: Sequence[int],
+    training: bool,
+    as_json: bool,
+    published: bool,
+    cache: Path,
+    jobs: int,
+    config: Mapping[str, Any] | None = None,
+) -> int:
+    """Print forecasts of the default model in bfloat16, each with the error of forecasts of published figures.
+
+    Args:
+        device: names of `septr_fast.forecast.devices.DEVICES`.
+        batch: numbers of spectrograms.
+        training: whether a step of training is forecast, without optimizer.
+        as_json: whether to print objects in place of tables.
+        published: whether to print published figures beside their forecasts, and nothing else.
+        cache: folder of earlier results.
+        jobs: kernels compiled at a time.
+        config: constructor arguments of `SepTr` for another model.
+
+    Returns:
+        The exit status: 2 without Triton.
+    """
+    try:
+        import triton
+    except ImportError:
+        sys.stderr.write("septr-fast forecast: the package triton is not installed\n")
+        return 2
+    if triton.knobs.runtime.interpret:
+        return _without_interpreter(device, batch, training, as_json, published, cache, jobs)
+    from septr_fast.forecast import forecasts
+
+    found = forecasts.published(cache, jobs, _progress)
+    made = []
+    if not published:
+        made = forecasts.forecasts(config or {}, device, batch, training, cache, jobs, _progress)
+    if as_json:
+        told = {"published": [forecasts.as_json(one) for one in found], "error": forecasts.ERROR, "forecasts": made}
+        sys.stdout.write(json.dumps(told, indent=1) + "\n")
+    else:
+        sys.stdout.write("\n\n".join([_published_table(found), *(_table(one) for one in made)]) + "\n")
+    return 0
+
+
+def _published_table(found: Sequence[Any]) -> str:
+    from septr_fast.forecast import forecasts
+
+    rows = [("published by others", "GPU", "published", "forecast", "", "ruled by", "source")]
+    for one in found:
+        known = one.published
+        figures = (f"{known.figure:.4g} {known.unit}", f"{one.forecast:.4g} {known.unit}", f"{one.error:+.0%}")
+        rows.append((known.name, known.device, *figures, one.bound, known.source))
+    errors = (
+        f"mean error {forecasts.mean(found):.0%}; of figures left out when the model was fitted {forecasts.ERROR:.0%}"
+    )
+    return "\n".join([*aligned(rows), errors])
+
+
+def _table(one: Mapping[str, Any]) -> str:
+    kind = "training step" if one["training"] else "forward pass"
+    title = f"FORECAST, not measured: {kind}, batch {one['batch']}, bfloat16, {one['device']}"
+    rows = [("kernel or operation", "count", "time", "ruled by", "programs per multiprocessor", "cycles of a program")]
+    for line in one["lines"]:
+        cycles = ", ".join(f"{unit} {count:,.0f}" for unit, count in line["cycles"].items() if count >= 1)
+        time = duration(line["seconds"])
+        rows.append((line["name"], str(line["count"]), time, line["bound"], str(line["resident"] or "-"), cycles))
+    low, high = one["per_second_range"]
+    lines = [
+        title,
+        *aligned(rows),
+        f"GPU {duration(one['gpu_seconds'])}: {one['per_second']:,.0f} spectrograms a second "
+        f"({low:,.0f} to {high:,.0f} by the mean error)",
+    ]
+    if one["host_seconds"] is None:
+        lines.append("host: not measured, as no C compiler built the stub of the driver")
+    else:
+        lines.append(
+            f"host, measured here for as many launches: {duration(one['host_seconds'])}; the pass takes "
+            f"{duration(one['seconds'])}, in a CUDA graph {duration(one['gpu_seconds'])}"
+        )
+    return "\n".join(lines)
+
+
+def _without_interpreter(
+    device: Sequence[str],
+    batch: Sequence[int],
+    training: bool,
+    as_json: bool,
+    published: bool,
+    cache: Path,
+    jobs: int,
+) -> int:
+    """Start the forecast in a process of its own: kernels that were imported to be interpreted do not compile."""
+    options = ["--device", *device, "--batch", *map(str, batch), "--cache", str(cache), "--jobs", str(jobs)]
+    flags = {"--training": training, "--json": as_json, "--published": published}
+    command = [sys.executable, "-m", "septr_fast", "forecast", *options, *(name for name, on in flags.items() if on)]
+    return subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "0"}).returncode
+
+
+def _progress(total: int) -> Callable[[], object]:
+    """Show how many of `total` kernels are compiled."""
+    return progress.start(total, "distinct kernels", "compiling").advance

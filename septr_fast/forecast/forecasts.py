@@ -1,0 +1,105 @@
+"""Forecasts of whole passes, with the error that forecasts of published figures have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from septr_fast.forecast import host, known, times, work
+from septr_fast.forecast.devices import DEVICES
+from septr_fast.forecast.known import Checked
+from septr_fast.forecast.steps import counted, steps
+from septr_fast.forecast.times import Fit
+from septr_fast.kernels.launch import Launch
+from septr_fast.tuning import executed
+
+FIT = Fit(0.45, 20.0)
+"""What meets published figures best: `known.fitted`."""
+ERROR = 0.19
+"""The mean error of forecasts of published figures that were left out of that choice: `known.error_when_left_out`."""
+
+Progress = Callable[[int], Callable[[], object]]
+
+
+def published(cache: Path, jobs: int, progress: Progress) -> list[Checked]:
+    """Published figures beside their forecasts."""
+    figures = known.published()
+    return known.check(figures, known.works(figures, cache, jobs, progress), FIT)
+
+
+def mean(found: Sequence[Checked]) -> float:
+    """The mean error."""
+    return known.mean_error(found)
+
+
+def forecasts(
+    config: Mapping[str, Any],
+    devices: Sequence[str],
+    batches: Sequence[int],
+    training: bool,
+    cache: Path,
+    jobs: int,
+    progress: Progress,
+) -> list[dict[str, Any]]:
+    """A forecast for each device and batch, as plain values.
+
+    Args:
+        config: constructor arguments of `SepTr`.
+        devices: names of `DEVICES`.
+        batches: numbers of spectrograms.
+        training: whether a step of training is forecast.
+        cache: folder of earlier results.
+        jobs: kernels compiled at a time.
+        progress: called with the number of distinct kernels; what it returns is called after each.
+    """
+    measured = host.measured(config.get("depth", 3), training)
+    return [
+        _forecast(config, name, batch, training, cache, jobs, progress, measured)
+        for name in devices
+        for batch in batches
+    ]
+
+
+def _forecast(
+    config: Mapping[str, Any],
+    name: str,
+    batch: int,
+    training: bool,
+    cache: Path,
+    jobs: int,
+    progress: Progress,
+    measured: host.Host | None,
+) -> dict[str, Any]:
+    device = DEVICES[name]
+    found = steps(config, torch.bfloat16, device.arch, batch, training)
+    launches = {place: step for place, step in enumerate(found) if isinstance(step, Launch)}
+    works = work.of_launches(launches, device.arch, cache, jobs, progress)
+    counts = executed.of_kernels(executed.read(), "bfloat16", device.arch, wide=True)
+    works = {place: work.with_counts(works[place], counts.get(launch.name)) for place, launch in launches.items()}
+    lines = times.lines(found, works, device, FIT)
+    on_gpu, asked = times.total(lines), counted(found)
+    on_host = None if measured is None else measured.of(asked["kernels"])
+    seconds = max(on_gpu, on_host or 0.0)
+    return {
+        "device": device.name,
+        "batch": batch,
+        "training": training,
+        "kernels": asked["kernels"],
+        "operations": asked["operations"],
+        "gpu_seconds": on_gpu,
+        "host_seconds": on_host,
+        "seconds": seconds,
+        "per_second": batch / on_gpu,
+        "per_second_range": (batch / on_gpu * (1 - ERROR), batch / on_gpu * (1 + ERROR)),
+        "lines": [asdict(line) for line in lines],
+    }
+
+
+def as_json(one: Checked) -> dict[str, Any]:
+    """A published figure beside its forecast, as plain values."""
+    figure = {key: getattr(one.published, key) for key in ("name", "device", "figure", "unit", "source")}
+    return {**figure, "forecast": one.forecast, "error": one.error, "ruled by": one.bound}

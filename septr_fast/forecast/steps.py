@@ -1,0 +1,113 @@
+"""What a pass of a model asks a GPU for, in order: launches of kernels, and operations of PyTorch between them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from septr_fast.kernels.launch import Launch
+from septr_fast.model import SepTr
+from septr_fast.tuning.kernel_launches import class_token, recording
+from septr_fast.tuning.tensor_bytes import distinct_bytes
+
+MADE_EMPTY = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach")
+"""Operations that start nothing on a GPU, beside those that only look at a tensor otherwise."""
+
+
+@dataclass(frozen=True)
+class Operation:
+    """An operation of PyTorch's, which starts a kernel of the vendor's library or of PyTorch.
+
+    Attributes:
+        name: in `torch.ops.aten`.
+        flops: in products.
+        exact: whether these are of float32 or float64 operands, as they are: without tensor cores.
+        moved: bytes of distinct tensors read and written.
+    """
+
+    name: str
+    flops: int
+    exact: bool
+    moved: int
+
+
+Step: TypeAlias = "Launch | Operation"
+
+
+def steps(config: Mapping[str, Any], dtype: torch.dtype, arch: int, batch: int, training: bool) -> list[Step]:
+    """What one pass without gradients, or one step of training without optimizer, asks for.
+
+    Tensors are without data. Weights are folded in it, as they are in every step of training; what follows the class
+    token, a classifier of some thousand weights, is left out.
+
+    Args:
+        config: constructor arguments of `SepTr`.
+        dtype: of everything.
+        arch: compute capability.
+        batch: number of spectrograms.
+        training: whether gradients are asked for.
+    """
+    found: list[Step] = []
+    with torch.device("meta"):
+        model = SepTr(**config, backend="triton").to(dtype)
+    with _Recorder(found) as recorder, recording(arch) as launches:
+        recorder.launches = launches
+        with torch.set_grad_enabled(training):
+            answer = class_token(model, dtype, batch)
+        if training:
+            answer.sum().backward()
+        recorder.catch_up()
+    return found
+
+
+class _Recorder(TorchDispatchMode):
+    """Puts launches and operations behind one another."""
+
+    def __init__(self, found: list[Step]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found = found
+        self.launches: Sequence[Launch] = ()
+        self._taken = 0
+
+    def catch_up(self) -> None:
+        """Take the launches since the last operation."""
+        self.found += self.launches[self._taken :]
+        self._taken = len(self.launches)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with self:
+            parts = func.decompose(*args, **(kwargs or {})) if func.namespace == "aten" else NotImplemented
+        if parts is not NotImplemented:
+            return parts
+        result = func(*args, **(kwargs or {}))
+        if func.namespace == "aten" and not _only_looks(func):
+            self.catch_up()
+            tensors = [x for x in tree_leaves((args, kwargs, result)) if isinstance(x, Tensor)]
+            count = flop_registry.get(func.overloadpacket)
+            flops = count(*args, **(kwargs or {}), out_val=result) if count else 0
+            given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+            exact = any(x.dtype in (torch.float32, torch.float64) for x in given)
+            self.found.append(
+                Operation(func._schema.name.removeprefix("aten::"), flops, exact, distinct_bytes(tensors))
+            )
+        return result
+
+
+def _only_looks(func: Any) -> bool:
+    """Whether an operation starts nothing: it makes a view of a tensor, or an empty one."""
+    name = func._schema.name.removeprefix("aten::")
+    views = any(value.alias_info is not None and not value.alias_info.is_write for value in func._schema.returns)
+    return views or name in MADE_EMPTY
+
+
+def counted(found: Sequence[Step]) -> Counter[str]:
+    """How many of each kind: "kernels" and "operations"."""
+    return Counter("kernels" if isinstance(step, Launch) else "operations" for step in found)

@@ -1,0 +1,70 @@
+"""How often instructions are executed: loops of machine code, and those of the kernel that it was made of."""
+
+from __future__ import annotations
+
+import pytest
+from support.kernels.machine_code import numbered
+
+from septr_fast.forecast import rounds
+from septr_fast.forecast.rounds import Loop
+from septr_fast.tuning.assembly.running_products import instructions
+
+NESTED = """
+  tt.func public @kernel(%x_ptr: !tt.ptr<f32>, %length: i32, %rows: i32) {
+    %c0_i32 = arith.constant 0 : i32
+    %c7_i32 = arith.constant 7 : i32
+    %pid = tt.get_program_id x : i32
+    %0 = arith.muli %rows, %c7_i32 : i32
+    %1 = arith.addi %0, %pid : i32
+    %2:2 = scf.for %i = %c0_i32 to %length step %c64_i32 iter_args(%a = %x, %b = %y) -> (f32, f32)  : i32 {
+      scf.for %c = %c0_i32 to %c2_i32 step %c1_i32  : i32 {
+      }
+      scf.for %c = %c0_i32 to %1 step %c1_i32  : i32 {
+      }
+    }
+    scf.for %i = %c0_i32 to %unknown step %c1_i32  : i32 {
+    }
+"""
+
+
+ARGUMENTS = {"length": 300, "rows": 3}
+
+
+def spans(loops: list[Loop]) -> list[object]:
+    return [(loop.span, spans(loop.inside)) for loop in loops]
+
+
+def test_written_loops_have_the_rounds_of_their_bounds() -> None:
+    outer, unknown = rounds.written_loops(NESTED, ARGUMENTS)
+    assert outer.rounds == 5
+    assert [loop.rounds for loop in outer.inside] == [2, 21]
+    assert unknown.rounds == 0
+
+
+def test_jumps_back_close_loops() -> None:
+    found = rounds.machine_loops(
+        instructions(
+            numbered(["MOV R1, R2;", "MOV R3, R1;", "FADD R4, R4, R3;", "@P0 BRA 0x20;", "@P1 BRA 0x10;", "BRA 0x50;"])
+        )
+    )
+    assert spans(found) == [((0x10, 0x40), [((0x20, 0x30), [])])]
+
+
+def test_an_unrolled_loop_is_not_looked_for() -> None:
+    text = numbered(["MOV R1, R2;", "MOV R3, R1;", "FADD R4, R4, R3;", "@P0 BRA 0x20;", "@P1 BRA 0x10;", "EXIT;"])
+    told = {one.address: count for one, count in rounds.executed(text, NESTED.split("    scf.for %i")[0], ARGUMENTS)}
+    assert told == {0x0: 1, 0x10: 5, 0x20: 5 * 21, 0x30: 5 * 21, 0x40: 5, 0x50: 1}
+
+
+@pytest.mark.parametrize(
+    ("found", "written", "problem"),
+    [
+        pytest.param([Loop(), Loop()], [Loop(3)], "expected 2 loops", id="more in machine code"),
+        pytest.param([], [Loop(rounds.LONGEST_UNROLLED + 1)], "expected 0 loops", id="a long one is gone"),
+        pytest.param([Loop()], [Loop(0)], "rounds are known", id="rounds not known"),
+        pytest.param([Loop(inside=[Loop()])], [Loop(3)], "expected 1 loops", id="more inside"),
+    ],
+)
+def test_loops_that_do_not_fit_are_refused(found: list[Loop], written: list[Loop], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        rounds.matched(found, written)
