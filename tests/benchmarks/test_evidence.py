@@ -56,6 +56,7 @@ FILES = {
         import nothing.here
         """,
     "benchmarks/measuring/roofline.py": "ROOF = 1",
+    "benchmarks/measuring/forecasts.py": "import json",
     "benchmarks/results/cases.txt": "one",
     "examples/training/command.py": "import torch",
     "septr_fast/commands/kernels.py": "import json",
@@ -201,12 +202,12 @@ def stored(root: Path, **runs: str) -> None:
 
 def test_results_of_other_sources_are_listed(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stored(root, now=digest(evidence.MEASURED, root=root), before="0" * 16)
-    kernels, training = sorted(evidence.STORED)
+    kernels, forecast, training = sorted(evidence.STORED)
     before = "benchmarks/results/before.json"
-    assert out_of_date(root) == sorted([before, kernels, training])
+    assert out_of_date(root) == sorted([before, kernels, forecast, training])
     assert evidence.main(["--made", kernels], root) == 0
-    assert out_of_date(root) == sorted([before, training])
-    assert evidence.main(["--made", training, kernels], root) == 0
+    assert out_of_date(root) == sorted([before, forecast, training])
+    assert evidence.main(["--made", training, kernels, forecast], root) == 0
     assert json.loads((root / evidence.HASHES).read_text(encoding="utf-8")).keys() == evidence.STORED.keys()
     assert out_of_date(root) == [before]
     assert capsys.readouterr().out == ""

@@ -116,12 +116,12 @@ def _row(entry: Any, capability: int | None) -> Row:
     if not known:
         raise ValueError(f"there is no kernel {entry.get('kernel')!r}")
     tiles = entry.get("tiles")
-    if not isinstance(tiles, dict) or tiles.keys() != known[0].tiles.keys():
+    if not isinstance(tiles, dict) or all(tiles.keys() != row.tiles.keys() for row in known):
         raise ValueError(f"{known[0].kernel}: expected tiles {sorted(known[0].tiles)}, got {tiles!r}")
     limits = {"warps": MOST_WARPS, **dict.fromkeys(tiles, LARGEST_TILE)}
     for name, limit in limits.items():
         value = {**tiles, "warps": entry.get("warps")}[name]
-        least = 0 if name == "FUSED" else 1
+        least = 0 if name in ("FUSED", "TOGETHER") else 1
         if type(value) is not int or not least <= value <= limit or value & (value - 1):
             raise ValueError(f"{known[0].kernel}: expected a power of two up to {limit} for {name}, got {value!r}")
     ranges = {"stages": (1, MOST_STAGES), "itemsize": (2, 4), "width": (1, LARGEST_TILE)}

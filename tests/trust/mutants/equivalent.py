@@ -52,13 +52,6 @@ EQUIVALENT: dict[str, str] = {
     _changed("attention_backward.load_lse", "tl.load(ptr + offs, mask=mask"): (
         "The weights of queries behind the last, whose scores are zero, are multiplied with zero."
     ),
-    "attention_backward.axis_attention_bwd_query_kernel: statement dropped: grad = load_tile(grad_ptr, offs_q, offs_d, "
-    "grad_strides[2], grad_strides[4], QUERIES, HEAD_DIM, EVEN_Q) -> ": (
-        "The same values are loaded a second time, for the sake of the registers."
-    ),
-    "attention_backward.axis_attention_bwd_query_kernel: bound: KEYS <= BLOCK_K -> KEYS < BLOCK_K (2)": (
-        "For keys that fill one tile the loop over tiles has one round, which does the same."
-    ),
     _changed(f"{_CLASS_ATTENTION}.load_statistics", "tl.load(ptrs, mask=mask_h"): _NO_HEAD,
     _changed(f"{_CLASS_ATTENTION}.class_attention_bwd_kernel", _DELTA): _NO_HEAD,
     _changed(f"{_CLASS_ATTENTION}.class_attention_fwd_kernel", _CLASS): _BEYOND_WIDTH,

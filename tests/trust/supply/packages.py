@@ -15,11 +15,13 @@ FOREIGN = (".env", "septr_fast/weights.pt", "septr_fast/notes.txt", "kernels/sec
 """Files that lie about in working copies."""
 
 WHEEL = re.compile(
-    r"septr_fast/([a-z_]+/)*[a-z_]+\.py|septr_fast/py\.typed|septr_fast-[0-9.]+\.dist-info/([a-z]+/)*[A-Za-z_.]+"
+    r"septr_fast/([a-z_]+/)*[a-z_]+\.py|septr_fast/(py\.typed|forecast/stub\.c)"
+    r"|septr_fast-[0-9.]+\.dist-info/([a-z]+/)*[A-Za-z_.]+"
 )
 METADATA = {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "top_level.txt", "LICENSE"}
 SDIST = re.compile(
-    r"(septr_fast|kernels)/([a-z_]+/)*[a-z_]+\.py|septr_fast/py\.typed|septr_fast\.egg-info/[A-Za-z_-]+(\.txt)?"
+    r"(septr_fast|kernels)/([a-z_]+/)*[a-z_]+\.py|septr_fast/(py\.typed|forecast/stub\.c)"
+    r"|septr_fast\.egg-info/[A-Za-z_-]+(\.txt)?"
     r"|setup\.py|setup\.cfg|pyproject\.toml|README\.md|LICENSE|PKG-INFO"
 )
 BUILD = "import sys; from setuptools import build_meta as b; out = sys.argv[1]; b.build_wheel(out); b.build_sdist(out)"
