@@ -82,15 +82,15 @@ def run(
 
 def _published_table(found: Sequence[Any]) -> str:
     from septr_fast.forecast import forecasts
+    from septr_fast.forecast import known as known_figures
 
     rows = [("published by others", "GPU", "published", "forecast", "", "ruled by", "source")]
     for one in found:
         known = one.published
         figures = (f"{known.figure:.4g} {known.unit}", f"{one.forecast:.4g} {known.unit}", f"{one.error:+.0%}")
         rows.append((known.name, known.device, *figures, one.bound, known.source))
-    errors = (
-        f"mean error {forecasts.mean(found):.0%}; of figures left out when the model was fitted {forecasts.ERROR:.0%}"
-    )
+    mean = known_figures.mean_error(found)
+    errors = f"mean error {mean:.0%}; of figures left out when the model was fitted {forecasts.ERROR:.0%}"
     return "\n".join([*aligned(rows), errors])
 
 

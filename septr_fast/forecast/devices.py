@@ -50,7 +50,9 @@ MIB = 1 << 20
 DEVICES = {
     "h100": Device("H100 SXM", 90, 132, 1.83e9, 4096, 0.73, "cuBLAS, triton-lang/triton#2339", 3.35e12, 50 * MIB),
     "h200": Device("H200", 90, 132, 1.83e9, 4096, 0.73, "that of an H100, triton-lang/triton#2339", 4.8e12, 50 * MIB),
-    "a100": Device("A100 SXM", 80, 108, 1.41e9, 2048, 0.87, "cuBLAS, triton-lang/triton#743", 1.555e12, 40 * MIB, 0.5),
+    "a100": Device(
+        "A100 40 GB", 80, 108, 1.41e9, 2048, 0.87, "cuBLAS, triton-lang/triton#743", 1.555e12, 40 * MIB, 0.5
+    ),
     "l4": Device("L4", 89, 58, 2.04e9, 1024, 0.5, "taken: 72 W do not carry the boost clock", 0.3e12, 48 * MIB),
     "4090": Device("RTX 4090", 89, 128, 2.52e9, 512, 0.95, "taken: as on an RTX 4060", 1.008e12, 72 * MIB),
     "4060": Device("RTX 4060", 89, 24, 2.46e9, 512, 0.96, "Triton, triton-lang/triton#10851", 0.272e12, 24 * MIB),

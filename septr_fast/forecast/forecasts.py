@@ -31,11 +31,6 @@ def published(cache: Path, jobs: int, progress: Progress) -> list[Checked]:
     return known.check(figures, known.works(figures, cache, jobs, progress), FIT)
 
 
-def mean(found: Sequence[Checked]) -> float:
-    """The mean error."""
-    return known.mean_error(found)
-
-
 def forecasts(
     config: Mapping[str, Any],
     devices: Sequence[str],

@@ -3,7 +3,7 @@
 Throughputs are those of the CUDA programming guide's table of arithmetic instructions: a quarter of a multiprocessor
 starts one instruction of a warp in a cycle; its special functions do 4 lanes in a cycle, whole numbers, conversions and
 comparisons 16, float32 16 or 32; shared memory moves 128 bytes for all four. Accesses are taken to be free of conflicts
-over banks.
+over banks but where these were counted: `with_counts`.
 """
 
 from __future__ import annotations
