@@ -56,6 +56,45 @@ class Operands:
         return per_head.unflatten(2, (self.key.shape[3], -1)).transpose(2, 3)
 
 
+@dataclass(frozen=True)
+class ClassGradients:
+    """What every sequence gives to the gradients of the class token's query, key and value, float32.
+
+    Attributes:
+        query: `(sequences, heads, head_dim)`.
+        grid: `(1 or 2, sequences, key_heads, programs, head_dim)`, of key and value or of both in one, what the
+            grid tokens' queries give.
+        cls: likewise, what the class token's own queries give.
+    """
+
+    query: Tensor
+    grid: Tensor
+    cls: Tensor
+
+    @classmethod
+    def empty(cls, operands: Operands, sequences: int) -> ClassGradients:
+        """To be written for so many sequences like those of `operands`."""
+        heads, head_dim, key_heads = *operands.query.shape[3:], operands.key.shape[3]
+        count = 1 if operands.value is None else 2
+        query = torch.empty(sequences, heads, head_dim, dtype=torch.float32, device=operands.query.device)
+        taken = (("axis_attention_bwd_query", operands.query), ("class_query_bwd", operands.cls_queries))
+        programs = [_programs(_config(name, operands, queries), operands, queries) for name, queries in taken]
+        return cls(query, *(query.new_empty(count, sequences, key_heads, each, head_dim) for each in programs))
+
+    def of(self, sequences: slice) -> ClassGradients:
+        """The part of some sequences behind one another."""
+        return ClassGradients(self.query[sequences], self.grid[:, sequences], self.cls[:, sequences])
+
+    def sums(self, batch: int, rows: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The gradients of query, key and value (None where it is the key): `(batch, heads, head_dim)` each."""
+        query = self.query.unflatten(0, (batch, rows)).sum(1)
+        key, *value = (
+            grid.unflatten(0, (batch, rows)).sum((1, 3)) + own.unflatten(0, (batch, rows)).sum((1, 3))
+            for grid, own in zip(self.grid, self.cls, strict=True)
+        )
+        return query, key, value[0] if value else None
+
+
 def attend(operands: Operands, out: Tensor, cls_out: Tensor, lse: Tensor, cls_lse: Tensor) -> None:
     """Attention of the grid tokens and of the class token.
 
@@ -85,8 +124,9 @@ def attend_backward(
     grad_query: Tensor,
     grad_key: Tensor,
     grad_value: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Gradients of `attend`.
+    grad_cls: ClassGradients,
+) -> None:
+    """Write the gradients of `attend`.
 
     Args:
         operands: what `attend` read.
@@ -97,24 +137,16 @@ def attend_backward(
         grad_query: written, like `query`, any strides.
         grad_key: written, like `key`; the gradients of keys and values where they are one tensor.
         grad_value: written, like `value`, or None.
-
-    Returns:
-        Gradients of the class token's query, key and value (None where it is the key) in float32.
+        grad_cls: written.
     """
-    heads, head_dim = operands.query.shape[3:]
-    batch, rows = operands.key.shape[:2]
     delta, cls_delta = torch.empty_like(lse[..., 0]), torch.empty_like(cls_lse[..., 0])
-    grad_cls_query = torch.empty(batch, rows, heads, head_dim, dtype=torch.float32, device=lse.device)
-    body = _query_backward("axis_attention_bwd_query", operands, operands.query, grad_out, lse, delta, grad_query)
-    front = _query_backward(
-        "class_query_bwd",
-        operands,
-        operands.cls_queries,
-        *(operands.grouped(x) for x in (grad_cls_out, cls_lse, cls_delta, grad_cls_query)),
+    _query_backward(
+        "axis_attention_bwd_query", operands, operands.query, grad_out, lse, delta, grad_query, grad_cls.grid
     )
+    grad_cls_query = grad_cls.query.unflatten(0, operands.key.shape[:2])
+    grad, parts, deltas, written = map(operands.grouped, (grad_cls_out, cls_lse, cls_delta, grad_cls_query))
+    _query_backward("class_query_bwd", operands, operands.cls_queries, grad, parts, deltas, written, grad_cls.cls)
     _key_backward(operands, grad_out, grad_cls_out, lse, cls_lse, delta, cls_delta, grad_key, grad_value)
-    grad_cls_key, grad_cls_value = (one + other for one, other in zip(body, front, strict=True))
-    return grad_cls_query.sum(1), grad_cls_key, None if operands.value is None else grad_cls_value
 
 
 def _forward(name: str, operands: Operands, query: Tensor, out: Tensor, lse: Tensor) -> None:
@@ -123,12 +155,11 @@ def _forward(name: str, operands: Operands, query: Tensor, out: Tensor, lse: Ten
     arguments |= {"q_ptr": query, "q_strides": query.stride(), "out_ptr": out, "out_strides": out.stride()}
     arguments |= {"lse_ptr": lse, "lse_strides": lse.stride()}
     config = _config(name, operands, query)
-    tiles = launch.ceil_div(queries, config.tiles["BLOCK_Q"])
     products = _products(2, query, operands.key, config)
     launch.launch(
         name,
         axis_attention_fwd_kernel,
-        batch * rows * _groups(operands, heads, config) * tiles,
+        batch * rows * operands.key.shape[3] * _programs(config, operands, query),
         config,
         arguments,
         device=query.device,
@@ -145,8 +176,9 @@ def _query_backward(
     lse: Tensor,
     delta: Tensor,
     grad_query: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Write `delta` and `grad_query`; return what these queries give the class token's key and value."""
+    grad_cls: Tensor,
+) -> None:
+    """Write `delta`, `grad_query` and, in `grad_cls`, what these queries give the class token's key and value."""
     batch, rows, queries, heads, head_dim = query.shape
     arguments = {**_keys(operands, heads), "rows": rows, "QUERIES": queries, "HEAD_DIM": head_dim}
     arguments |= {"q_ptr": query, "q_strides": query.stride()}
@@ -154,26 +186,19 @@ def _query_backward(
     arguments |= {"lse_ptr": lse, "lse_strides": lse.stride(), "delta_ptr": delta, "delta_strides": delta.stride()}
     arguments |= {"grad_q_ptr": grad_query, "grad_q_strides": grad_query.stride()}
     config = _config(name, operands, query)
-    tiles, groups = launch.ceil_div(queries, config.tiles["BLOCK_Q"]), _groups(operands, heads, config)
-    partial = torch.empty(
-        2 - arguments["SHARED"], batch, rows * groups * tiles, head_dim, dtype=torch.float32, device=query.device
-    )
-    arguments |= {"grad_cls_k_ptr": partial[0], "grad_cls_v_ptr": partial[-1]}
+    arguments |= {"grad_cls_k_ptr": grad_cls[0], "grad_cls_v_ptr": grad_cls[-1]}
     resident = operands.key.shape[2] <= config.tiles["BLOCK_K"]
     products = _products(3 if resident else 5, query, operands.key, config)
     launch.launch(
         name,
         axis_attention_bwd_query_kernel,
-        batch * rows * groups * tiles,
+        batch * rows * operands.key.shape[3] * _programs(config, operands, query),
         config,
         arguments,
         device=query.device,
         flops=products[0],
         executed_flops=products[1],
     )
-    key_heads = operands.key.shape[3]
-    summed = partial.unflatten(2, (rows, key_heads, groups // key_heads * tiles)).sum((2, 4))
-    return summed[0], summed[-1]
 
 
 def _key_backward(
@@ -246,9 +271,11 @@ def _keys(operands: Operands, heads: int) -> dict[str, Any]:
     }
 
 
-def _groups(operands: Operands, heads: int, config: launch.Config) -> int:
-    """How many programs share the heads of a tile of queries: one for each, or one for all that share keys."""
-    return operands.key.shape[3] if config.tiles.get("TOGETHER") else heads
+def _programs(config: launch.Config, operands: Operands, query: Tensor) -> int:
+    """How many programs take the queries that share a key's head, of one sequence: by tiles, and by heads or not."""
+    queries, heads = query.shape[2:4]
+    members = 1 if config.tiles.get("TOGETHER") else heads // operands.key.shape[3]
+    return members * launch.ceil_div(queries, config.tiles["BLOCK_Q"])
 
 
 def _config(name: str, operands: Operands, query: Tensor) -> launch.Config:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from .axis_attention import Operands, attend, attend_backward
-from .operators import along, check_grid, check_tensors, derivative, refuse_second_derivative
+from .axis_attention import ClassGradients, Operands, attend, attend_backward
+from .operators import along, check_grid, check_tensors, derivative, or_zeros, refuse_second_derivative
 
 
 @torch.library.custom_op("septr_fast::axis_attention", mutates_args=())
@@ -70,7 +70,9 @@ def axis_attention_backward(
     key_heads = operands.key.shape[3]
     grad_query, grad_key = torch.empty(query.shape, dtype=query.dtype, device=query.device), _empty_like(key)
     grad_value = None if value is None else _empty_like(value)
-    grad_cls = attend_backward(
+    batch, rows = operands.key.shape[:2]
+    grad_cls = ClassGradients.empty(operands, batch * rows)
+    attend_backward(
         operands,
         lse.transpose(2, 3),
         cls_lse,
@@ -79,9 +81,10 @@ def axis_attention_backward(
         _per_head(grad_query, heads, axis),
         _per_head(grad_key, key_heads, axis),
         None if grad_value is None else _per_head(grad_value, key_heads, axis),
+        grad_cls,
     )
     grad_cls_query, grad_cls_key, grad_cls_value = (
-        None if g is None else g.flatten(1).to(query.dtype) for g in grad_cls
+        None if g is None else g.flatten(1).to(query.dtype) for g in grad_cls.sums(batch, rows)
     )
     gradients = (grad_query, grad_key, grad_value, grad_cls_query, grad_cls_key, grad_cls_value)
     return [gradient for gradient in gradients if gradient is not None]
@@ -185,11 +188,16 @@ def _(
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *tensors, ctx.heads, ctx.axis = inputs
     ctx.mark_non_differentiable(*output[2:])
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors, *output[2:])
 
 
-def _differentiate(ctx: Any, grad_out: Tensor, grad_cls_out: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+def _differentiate(
+    ctx: Any, grad_out: Tensor | None, grad_cls_out: Tensor | None, *_: Tensor | None
+) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors
+    shape = (*saved[7].shape[:2], saved[0].shape[3])
+    grad_out, grad_cls_out = or_zeros(grad_out, saved[0], saved[0].shape), or_zeros(grad_cls_out, saved[3], shape)
     gradients = iter(axis_attention_backward(grad_out, grad_cls_out, *saved, ctx.heads, ctx.axis))
     return *(None if tensor is None else next(gradients) for tensor in saved[:6]), None, None
 

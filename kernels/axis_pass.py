@@ -23,12 +23,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .axis_attention import Operands, attend, attend_backward, attend_class_token
+from .axis_attention import ClassGradients, Operands, attend, attend_backward, attend_class_token
 from .fused_attention import attend_and_project, serves
 from .normalization import normalize, normalize_backward
 from .operators import along
-from .passes import Layers, add_mlp, add_mlp_backward, branch_gradient, chunks, parts
-from .products import column_sums, outer
+from .passes import Layers, add_mlp, add_mlp_backward, add_up, branch_gradient, chunks, parts, sequences
+from .products import outer
 
 
 @dataclass(frozen=True)
@@ -163,42 +163,37 @@ def backward(
         The gradients of grid, class token and positions, and those of the weights by name in float32.
     """
     rows, grad_rows, middle_rows = (along(x, settings.axis) for x in (grid, grad_out, middle))
+    batch, count = rows.shape[:2]
     sums = {name: torch.zeros_like(tensor, dtype=torch.float32) for name, tensor in weights.tensors.items()}
-    grad_grid, grad_pos = grid.new_empty(grid.shape), torch.zeros_like(pos, dtype=torch.float32)
+    grad_grid, grad_pos = grid.new_empty(grid.shape), torch.zeros_like(pos[1:], dtype=torch.float32)
     grad_cls_middle = torch.empty_like(cls_middle)
-    add_mlp_backward(
-        cls_middle.unsqueeze(2),
-        grad_cls_out.unsqueeze(2),
-        weights.layers,
-        settings.mlp_eps,
-        grad_cls_middle.unsqueeze(2),
-        sums,
-    )
+    through, grad = (x.unsqueeze(2) for x in (cls_middle, grad_cls_out))
+    add_up(sums, add_mlp_backward(through, grad, weights.layers, settings.mlp_eps, grad_cls_middle.unsqueeze(2)))
     cls_hat, cls_projected = _project_class_token(cls_token, pos, weights, settings)
-    grad_cls_projected = torch.zeros_like(cls_projected, dtype=torch.float32)
-    grad_cls_hat = torch.zeros_like(cls_hat, dtype=torch.float32)
+    added, grad_cls = {**sums, "pos": grad_pos}, None
     for chunk in chunks(rows, len(weights.query_bias), weights.dtype):
         x, samples = rows[chunk], chunk[0]
         hat = normalize(x, pos[1:], settings.attention_eps, weights.dtype)
         keys = None if valid is None else valid[samples]
         computed = _attend(hat, cls_hat[samples], cls_projected[samples], weights, settings, keys)
-        grad_middle, grad_branch = branch_gradient(
-            middle_rows[chunk], grad_rows[chunk], grad_cls_middle[chunk], weights.layers, settings.mlp_eps, sums
+        grad_cls = grad_cls or ClassGradients.empty(computed.operands, batch * count)
+        grad_middle, grad_branch, found = branch_gradient(
+            middle_rows[chunk], grad_rows[chunk], grad_cls_middle[chunk], weights.layers, settings.mlp_eps
         )
-        grad_hat, grad_cls = _attend_backward(computed, grad_branch, weights, settings, sums)
-        grad_cls_projected[samples] += grad_cls[0]
-        grad_cls_hat[samples] += grad_cls[1]
+        grad_hat, of_attention = _attend_backward(
+            computed, grad_branch, weights, settings, grad_cls.of(sequences(chunk, count))
+        )
         part = normalize_backward(
             grad_hat, x, pos[1:], grad_middle, settings.attention_eps, along(grad_grid, settings.axis)[chunk]
         )
         assert part is not None
-        grad_pos[1:] += part
-    grad_projected = grad_cls_projected.to(weights.dtype)
-    grad_cls_hat += (grad_projected @ weights.query_weight).float()
-    sums["query_weight"] += outer(grad_projected, cls_hat)
-    sums["query_bias"] += grad_cls_projected.sum(0)
+        add_up(added, {**found, **of_attention, "pos": part})
+    grad_projected, grad_cls_hat = _class_gradients(grad_cls, cls_hat, cls_projected, (batch, count), settings)
+    rounded = grad_projected.to(weights.dtype)
+    add_up(sums, {"query_weight": outer(rounded, cls_hat), "query_bias": grad_projected.sum(0)})
+    grad_cls_hat = grad_cls_hat + (rounded @ weights.query_weight).float()
     grad_cls_token = torch.empty_like(cls_token)
-    part = normalize_backward(
+    cls_part = normalize_backward(
         grad_cls_hat[:, None, None],
         cls_token[:, None, None],
         pos[:1],
@@ -206,9 +201,20 @@ def backward(
         settings.attention_eps,
         grad_cls_token[:, None, None],
     )
-    assert part is not None
-    grad_pos[:1] += part
-    return grad_grid, grad_cls_token, grad_pos.to(pos.dtype), sums
+    assert cls_part is not None
+    return grad_grid, grad_cls_token, torch.cat([cls_part, grad_pos]).to(pos.dtype), sums
+
+
+def _class_gradients(
+    found: ClassGradients | None, cls_hat: Tensor, cls_projected: Tensor, shape: tuple[int, int], settings: Settings
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the class token projected and normalized, from what the sequences give: float32, None for none."""
+    if found is None:
+        return cls_projected.float(), cls_hat.float()
+    query, *others = (x.flatten(1) for x in found.sums(*shape) if x is not None)
+    if settings.merged:
+        return query, others[0]
+    return torch.cat([query, *others], dim=1), torch.zeros_like(cls_hat, dtype=torch.float32)
 
 
 def _branch(
@@ -267,43 +273,28 @@ def _attend(
 
 
 def _attend_backward(
-    computed: _Chunk, grad_branch: Tensor, weights: Weights, settings: Settings, sums: dict[str, Tensor]
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """From the gradient of the branch to those of x̂ and, for the class token, of `projected` and x̂.
-
-    The gradients of the class token are float32: `(samples, features)` and `(samples, dim)`.
-    """
-    grad_attended = grad_branch
+    computed: _Chunk, grad_branch: Tensor, weights: Weights, settings: Settings, grad_cls: ClassGradients
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """From the gradient of the branch that of x̂, and those of the attention's weights; writes `grad_cls`."""
+    grad_attended, found = grad_branch, dict[str, Tensor]()
     if weights.out_weight is not None:
         grad_attended = grad_branch @ weights.out_weight
-        sums["out_weight"] += outer(grad_branch, computed.attended)
-        sums["out_bias"] += column_sums(grad_branch)
+        found["out_weight"] = outer(grad_branch, computed.attended)
     hat, operands = computed.hat, computed.operands
-    samples, rows, length, dim = hat.shape
+    samples, rows, length, _ = hat.shape
     grad_out, grad_cls_out = (part.unflatten(-1, operands.query.shape[3:]) for part in parts(grad_attended, hat.shape))
     grad_projected = hat.new_empty(samples, rows, length, weights.query_weight.shape[0])
     grad_hat = torch.empty_like(hat)
-    grad_query, grad_key, grad_value = _split(grad_projected, grad_hat, settings)
-    grad_cls = attend_backward(
-        operands,
-        computed.lse,
-        computed.cls_lse,
-        grad_out,
-        grad_cls_out,
-        grad_query,
-        grad_key,
-        grad_value,
-    )
-    flat_grad, flat_hat = grad_projected.flatten(0, 2), hat.flatten(0, 2)
-    sums["query_weight"] += outer(flat_grad, flat_hat)
-    sums["query_bias"] += column_sums(flat_grad)
-    flat_grad_hat = grad_hat.flatten(0, 2)
+    written = _split(grad_projected, grad_hat, settings)
+    attend_backward(operands, computed.lse, computed.cls_lse, grad_out, grad_cls_out, *written, grad_cls)
+    flat_grad, flat_grad_hat = grad_projected.flatten(0, 2), grad_hat.flatten(0, 2)
+    found["query_weight"] = outer(flat_grad, hat.flatten(0, 2))
+    found["query_bias"] = flat_grad.sum(0, dtype=torch.float32)
     if settings.merged:
         flat_grad_hat.addmm_(flat_grad, weights.query_weight)
-        return grad_hat, (grad_cls[0].flatten(1), grad_cls[1].flatten(1))
-    torch.mm(flat_grad, weights.query_weight, out=flat_grad_hat)
-    joined = torch.cat([part.flatten(1) for part in grad_cls if part is not None], dim=1)
-    return grad_hat, (joined, joined.new_zeros(samples, dim))
+    else:
+        torch.mm(flat_grad, weights.query_weight, out=flat_grad_hat)
+    return grad_hat, found
 
 
 def _project_class_token(cls_token: Tensor, pos: Tensor, weights: Weights, settings: Settings) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from .axis_pass import Settings, Weights, backward, forward
-from .operators import along, check_grid, check_tensors, check_valid, derivative, refuse_second_derivative
+from .operators import along, check_grid, check_tensors, check_valid, derivative, or_zeros, refuse_second_derivative
 
 
 @torch.library.custom_op("septr_fast::axis_pass", mutates_args=())
@@ -161,13 +161,18 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     *tensors, ctx.heads, ctx.merged, ctx.attention_eps, ctx.mlp_eps, ctx.axis, keep, valid = inputs
     if not keep:
         raise RuntimeError("axis_pass: keep=True is needed where gradients are asked for")
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors, *output[2:], valid)
 
 
-def _differentiate(ctx: Any, grad_out: Tensor, grad_cls_out: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate(
+    ctx: Any, grad_out: Tensor | None, grad_cls_out: Tensor | None, *_: Tensor | None
+) -> tuple[Tensor | None, ...]:
     *saved, valid = ctx.saved_tensors
     settings = (ctx.heads, ctx.merged, ctx.attention_eps, ctx.mlp_eps, ctx.axis, valid)
-    gradients = iter(axis_pass_backward(grad_out, grad_cls_out, *saved, *settings))
+    middle, cls_middle = saved[11:]
+    grads = or_zeros(grad_out, middle, middle.shape), or_zeros(grad_cls_out, cls_middle, cls_middle.shape)
+    gradients = iter(axis_pass_backward(*grads, *saved, *settings))
     return *(None if tensor is None else next(gradients) for tensor in saved[:11]), *(None,) * 7
 
 

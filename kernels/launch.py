@@ -137,14 +137,14 @@ def lookup(name: str, arch: int, itemsize: int, width: int) -> Config:
     Raises:
         LookupError: for an unknown kernel, or features too wide for it.
     """
-    return _config(_row(name, arch, itemsize, width), arch, itemsize)
+    return _lookup(name, arch, itemsize, width, _on_tensor_cores(itemsize))
 
 
 @functools.cache
-def _row(name: str, arch: int, itemsize: int, width: int) -> Row:
+def _lookup(name: str, arch: int, itemsize: int, width: int, on_tensor_cores: bool) -> Config:
     for row in TABLES:
         if row.kernel == name and arch in row.archs and itemsize <= row.itemsize and width <= row.width:
-            return row
+            return _config(row, arch, on_tensor_cores)
     raise LookupError(f"no launch configuration of {name} for sm_{arch}, {itemsize} bytes per value, {width} features")
 
 
@@ -156,12 +156,15 @@ def _lookup_tuned(choice: Choice, device: torch.device) -> Config | None:
         _tuned[device] = _sources[-1](device)
     for row in _tuned[device]:
         if (row.kernel, row.itemsize) == (choice.name, choice.itemsize) and _tile(row.width) == _tile(choice.width):
-            return _config(row, architecture(device), choice.itemsize)
+            return _config(row, architecture(device), _on_tensor_cores(choice.itemsize))
     return None
 
 
-def _config(row: Row, arch: int, itemsize: int) -> Config:
-    on_tensor_cores = itemsize < 4 or input_precision() != "ieee"
+def _on_tensor_cores(itemsize: int) -> bool:
+    return itemsize < 4 or input_precision() != "ieee"
+
+
+def _config(row: Row, arch: int, on_tensor_cores: bool) -> Config:
     return Config(row.tiles, row.warps, 1 if arch in UNPIPELINED and on_tensor_cores else row.stages)
 
 

@@ -12,7 +12,6 @@ Besides the pixels only `y` is kept for the backward pass, which computes the co
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 import torch
@@ -21,8 +20,8 @@ from torch import Tensor
 from .low_rank import ScoreTables, TokenFactors, coefficients, multiply, token_factors, values, values_backward
 from .low_rank_backward import coefficients_backward, token_factors_backward
 from .operators import along
-from .passes import Chunk, Layers, add_mlp, add_mlp_backward, branch_gradient, chunks, parts
-from .products import column_sums, outer
+from .passes import Layers, add_mlp, add_mlp_backward, add_up, branch_gradient, chunks, parts, sequences
+from .products import outer
 
 
 @dataclass(frozen=True)
@@ -85,8 +84,8 @@ def forward(
     cls_branch = torch.empty_like(cls_out, dtype=tables.dtype)
     matrix, bias = _value_matrix(tables), tables.out_bias.to(tables.dtype)
     factors = token_factors(rows, tables.scores)
-    for chunk, sequences in _chunks(rows, tables):
-        body, front, _ = coefficients(_cut(factors, sequences), tables.scores, tables.dtype)
+    for chunk in chunks(rows, tables.scores.columns, tables.dtype):
+        body, front, _ = coefficients(_cut(factors, sequences(chunk, count)), tables.scores, tables.dtype)
         branch = torch.addmm(bias, body, matrix).view(*rows[chunk].shape[:3], dim)
         cls_branch[chunk] = torch.addmm(bias, front, matrix).view(cls_branch[chunk].shape)
         tokens = multiply(rows[chunk].float(), tables.token_weight.t()).to(dtype)
@@ -117,30 +116,32 @@ def backward(
     rows, grad_rows, middle_rows = (along(x, axis) for x in (pixels, grad_out, middle))
     sums = {name: torch.zeros_like(tensor, dtype=torch.float32) for name, tensor in tables.tensors.items()}
     matrix, grad_matrix = _value_matrix(tables), torch.zeros_like(_value_matrix(tables), dtype=torch.float32)
+    added = {**sums, "matrix": grad_matrix, "token_bias": sums["token_bias"][1:]}
     grad_pixels = torch.zeros_like(rows, dtype=torch.float32) if pixels_gradient else None
     grad_cls_middle = torch.empty_like(cls_middle)
-    add_mlp_backward(
-        cls_middle.unsqueeze(2), grad_cls_out.unsqueeze(2), tables.layers, eps, grad_cls_middle.unsqueeze(2), sums
-    )
+    through, grad = (x.unsqueeze(2) for x in (cls_middle, grad_cls_out))
+    add_up(sums, add_mlp_backward(through, grad, tables.layers, eps, grad_cls_middle.unsqueeze(2)))
     factors = token_factors(rows, tables.scores)
-    grad_factors = _zeros_like(factors)
-    for chunk, sequences in _chunks(rows, tables):
-        cut = _cut(factors, sequences)
+    grad_factors = _empty_like(factors)
+    for chunk in chunks(rows, tables.scores.columns, tables.dtype):
+        numbers = sequences(chunk, rows.shape[1])
+        cut = _cut(factors, numbers)
         body, front, statistics = coefficients(cut, tables.scores, tables.dtype)
-        grad_middle, grad_branch = branch_gradient(
-            middle_rows[chunk], grad_rows[chunk], grad_cls_middle[chunk], tables.layers, eps, sums
+        grad_middle, grad_branch, found = branch_gradient(
+            middle_rows[chunk], grad_rows[chunk], grad_cls_middle[chunk], tables.layers, eps
         )
         grad_body, grad_front = (grad.flatten(0, -2) for grad in parts(grad_branch, grad_middle.shape))
-        grad_matrix += outer(body, grad_body) + outer(front, grad_front)
-        sums["out_bias"] += column_sums(grad_branch)
-        found = coefficients_backward(grad_body @ matrix.t(), grad_front @ matrix.t(), cut, statistics, tables.scores)
+        grad_scores = coefficients_backward(
+            grad_body @ matrix.t(), grad_front @ matrix.t(), cut, statistics, tables.scores
+        )
         for field in fields(TokenFactors):
-            getattr(grad_factors, field.name)[sequences] = getattr(found[0], field.name)
-        for name, part in zip(("pixel_position", "position_position", "position_bias"), found[1:], strict=True):
-            sums[name] += part
+            getattr(grad_factors, field.name)[numbers] = getattr(grad_scores[0], field.name)
+        found |= zip(("pixel_position", "position_position", "position_bias"), grad_scores[1:], strict=True)
         grad_tokens = grad_middle.float().flatten(0, 2)
-        sums["token_bias"][1:] += grad_middle.sum((0, 1), dtype=torch.float32)
-        sums["token_weight"] += grad_tokens.t() @ rows[chunk].float().flatten(0, 2)
+        found["matrix"] = outer(body, grad_body) + outer(front, grad_front)
+        found["token_bias"] = grad_middle.sum((0, 1), dtype=torch.float32)
+        found["token_weight"] = grad_tokens.t() @ rows[chunk].float().flatten(0, 2)
+        add_up(added, found)
         if grad_pixels is not None:
             grad_pixels[chunk] = (grad_tokens @ tables.token_weight).view(grad_pixels[chunk].shape)
     sums["token_bias"][0] += grad_cls_middle.sum((0, 1), dtype=torch.float32)
@@ -157,17 +158,9 @@ def _value_matrix(tables: Tables) -> Tensor:
     return values(tables.position_values, tables.pixel_values, tables.scores).to(tables.dtype)
 
 
-def _chunks(rows: Tensor, tables: Tables) -> Iterator[tuple[Chunk, slice]]:
-    """Chunks, each with the numbers of its sequences."""
-    count = rows.shape[1]
-    for samples, chosen in chunks(rows, tables.scores.columns, tables.dtype):
-        first = samples.start * count + chosen.start
-        yield (samples, chosen), slice(first, (samples.stop - 1) * count + chosen.stop)
+def _cut(factors: TokenFactors, numbers: slice) -> TokenFactors:
+    return TokenFactors(factors.r[numbers], factors.u[numbers], factors.query[numbers])
 
 
-def _cut(factors: TokenFactors, sequences: slice) -> TokenFactors:
-    return TokenFactors(factors.r[sequences], factors.u[sequences], factors.query[sequences])
-
-
-def _zeros_like(factors: TokenFactors) -> TokenFactors:
-    return TokenFactors(*(torch.zeros_like(tensor) for tensor in (factors.r, factors.u, factors.query)))
+def _empty_like(factors: TokenFactors) -> TokenFactors:
+    return TokenFactors(*(torch.empty_like(tensor) for tensor in (factors.r, factors.u, factors.query)))

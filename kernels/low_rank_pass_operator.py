@@ -10,7 +10,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from .low_rank import ScoreTables
 from .low_rank_pass import Tables, backward, forward
-from .operators import along, check_grid, check_tensors, derivative, refuse_second_derivative
+from .operators import along, check_grid, check_tensors, derivative, or_zeros, refuse_second_derivative
 from .passes import Layers
 
 
@@ -182,15 +182,17 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     *tensors, ctx.eps, ctx.axis, _, keep = inputs
     if not keep:
         raise RuntimeError("low_rank_pass: keep=True is needed where gradients are asked for")
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors, *output[2:])
 
 
-def _differentiate(ctx: Any, grad_out: Tensor, grad_cls_out: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate(
+    ctx: Any, grad_out: Tensor | None, grad_cls_out: Tensor | None, *_: Tensor | None
+) -> tuple[Tensor | None, ...]:
     pixels, *tables, middle, cls_middle = ctx.saved_tensors
     asked = ctx.needs_input_grad[0]
-    gradients = low_rank_pass_backward(
-        grad_out, grad_cls_out, pixels, tables, middle, cls_middle, ctx.eps, ctx.axis, asked
-    )
+    grads = or_zeros(grad_out, middle, middle.shape), or_zeros(grad_cls_out, cls_middle, cls_middle.shape)
+    gradients = low_rank_pass_backward(*grads, pixels, tables, middle, cls_middle, ctx.eps, ctx.axis, asked)
     return *([] if asked else [None]), *gradients, *(None,) * 4
 
 

@@ -68,6 +68,15 @@ def _stacked(each: Sequence[Any], level: int) -> Any:
     return torch._add_batch_dim(torch.stack(list(each)), 0, level) if isinstance(each[0], Tensor) else each[0]
 
 
+def or_zeros(grad: Tensor | None, like: Tensor, shape: Sequence[int]) -> Tensor:
+    """A gradient, or zeros where nothing depends on the result.
+
+    An operator that keeps results for its backward pass says `set_materialize_grads(False)`: PyTorch would fill
+    zeros of their sizes for every pass, which nobody reads.
+    """
+    return like.new_zeros(shape) if grad is None else grad
+
+
 def along(grid: Tensor, axis: str) -> Tensor:
     """View `(batch, height, width, …)` as `(batch, rows, length, …)`, the length along `axis`."""
     if axis not in ("height", "width"):

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from . import launch
-from .mlp import mlp, mlp_backward
+from .mlp import mlp
+from .mlp_backward import mlp_backward
 
 Chunk = tuple[slice, slice]
 """Samples and rows."""
@@ -50,6 +51,12 @@ def chunks(rows: Tensor, features: int, dtype: torch.dtype) -> Iterator[Chunk]:
             yield slice(first, min(first + samples, batch)), slice(row, min(row + even, count))
 
 
+def sequences(chunk: Chunk, count: int) -> slice:
+    """The numbers of the sequences in a chunk, of `count` in a sample."""
+    samples, rows = chunk
+    return slice(samples.start * count + rows.start, (samples.stop - 1) * count + rows.stop)
+
+
 def parts(tokens: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
     """View grid tokens and class tokens behind one another as `(samples, rows, length, ·)` and `(samples, rows, ·)`."""
     samples, rows, length = shape[:3]
@@ -76,14 +83,19 @@ def add_mlp(
 
 
 def add_mlp_backward(
-    middle: Tensor, grad_out: Tensor, layers: Layers, eps: float, grad_middle: Tensor, sums: dict[str, Tensor]
-) -> None:
-    """Write the gradient of `middle` and add those of the layers to `sums`."""
+    middle: Tensor, grad_out: Tensor, layers: Layers, eps: float, grad_middle: Tensor
+) -> dict[str, Tensor]:
+    """Write the gradient of `middle`; those of the layers by name, and `out_bias`, of the branch in `middle`."""
     found = mlp_backward(
         middle, grad_out, layers.hidden_weight, layers.hidden_bias, layers.mlp_weight, eps, grad_middle
     )
-    for name, part in zip(("hidden_weight", "hidden_bias", "mlp_weight", "mlp_bias"), found, strict=True):
-        sums[name] += part
+    return dict(zip(("hidden_weight", "hidden_bias", "mlp_weight", "mlp_bias", "out_bias"), found, strict=True))
+
+
+def add_up(sums: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+    """Add what was `found` to `sums`, of the same names, in one operation; what they do not name is left out."""
+    names = [name for name in found if name in sums]
+    torch._foreach_add_([sums[name] for name in names], [found[name] for name in names])
 
 
 def branch_gradient(
@@ -92,8 +104,7 @@ def branch_gradient(
     grad_cls_middle: Tensor,
     layers: Layers,
     eps: float,
-    sums: dict[str, Tensor],
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Go back through the MLP of a chunk.
 
     Args:
@@ -102,18 +113,17 @@ def branch_gradient(
         grad_cls_middle: `(samples, rows, dim)`, the class tokens' gradient before the MLP.
         layers: the MLP.
         eps: of its normalization.
-        sums: the layers' gradients, added to.
 
     Returns:
-        The gradient of `middle` in its dtype, and that of the attention's branch in the dtype of the products:
-        grid tokens, then class tokens, `(samples * rows * (length + 1), dim)`.
+        The gradient of `middle` in its dtype; that of the attention's branch in the dtype of the products, grid
+        tokens, then class tokens, `(samples * rows * (length + 1), dim)`; and what `add_mlp_backward` gives.
     """
     samples, rows, length, dim = middle.shape
     grad_branch = layers.mlp_weight.new_empty(samples * rows * (length + 1), dim)
     body, front = parts(grad_branch, middle.shape)
     front.copy_(grad_cls_middle)
     grad_middle = body if middle.dtype == body.dtype else middle.new_empty(middle.shape)
-    add_mlp_backward(middle, grad_out, layers, eps, grad_middle, sums)
+    found = add_mlp_backward(middle, grad_out, layers, eps, grad_middle)
     if grad_middle is not body:
         body.copy_(grad_middle)
-    return grad_middle, grad_branch
+    return grad_middle, grad_branch, found

@@ -11,6 +11,7 @@ from septr_fast.audio.channel_statistics import dataset_statistics
 from septr_fast.audio.log_mel import LogMel
 from septr_fast.audio.spectrogram import ComplexSpectrogram
 from septr_fast.audio.windows import predict_long
+from septr_fast.inference.graphs import graphed
 from septr_fast.model import SeparableTr, SepTr, SepTrBlock
 from septr_fast.version import VERSION
 
@@ -22,6 +23,7 @@ __all__ = [
     "SeparableTr",
     "accelerate",
     "dataset_statistics",
+    "graphed",
     "predict_long",
 ]
 __version__ = VERSION

@@ -388,7 +388,7 @@ class SepTrBlock(reference.SepTrBlock):
                 for formulation, (_, transformer, _) in zip(formulations, order, strict=True)
             ]
 
-        if records() or cls_token.is_meta or set(formulations) == {WRITTEN}:
+        if records() or set(formulations) == {WRITTEN}:
             return folded()
         parameters = self._sources(steps, cls_token)
         if differentiates(*parameters):

@@ -154,11 +154,7 @@ class SepTr(reference.SepTr):
             ValueError: where a shape or a length does not fit, with what was expected.
             TypeError: where dtypes or devices of input and parameters differ.
         """
-        entered = [self._enter(x, lengths, lengths_axis)]
-        if self.batch_invariant and len(x) > 1:
-            entered = [self._enter(sample, length, lengths_axis) for sample, length in one_by_one(x, lengths)]
-        logits, cls_token = self._classify(entered)
-        return (logits, cls_token) if self.return_cls else logits
+        return self._forward(x, lengths, lengths_axis, self._through)
 
     def forward_features(
         self, x: Tensor, lengths: Sequence[int] | Tensor | None = None, lengths_axis: str = "width"
@@ -273,15 +269,21 @@ class SepTr(reference.SepTr):
         check_input(self, x, first.features, first.input_size)
         return x, self.cls_token[0, 0], None if lengths is None else first.lengths(lengths, lengths_axis, x)
 
-    def _classify(self, entered: Sequence[tuple[Tensor, Tensor, Lengths | None]]) -> tuple[Tensor, Tensor]:
-        """Logits and class tokens of all that `_enter` gave; a GPU has work while it compares weights that are kept."""
+    def _forward(
+        self, x: Tensor, lengths: Sequence[int] | Tensor | None, lengths_axis: str, through: Callable[..., Tensor]
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """What `forward` returns, `through` all blocks; a GPU has work while it compares weights that are kept."""
+        entered = [self._enter(x, lengths, lengths_axis)]
+        if self.batch_invariant and len(x) > 1:
+            entered = [self._enter(sample, length, lengths_axis) for sample, length in one_by_one(x, lengths)]
         differ = self._compare()
-        cls_tokens = [self._through(*one, compared=differ is not None) for one in entered]
+        cls_tokens = [through(*one, compared=differ is not None) for one in entered]
         if differ is not None and differ():
-            cls_tokens = [self._through(*one) for one in entered]
-        if len(entered) == 1:
-            return call_head(self.fc, cls_tokens[0]), cls_tokens[0]
-        return torch.cat([call_head(self.fc, cls_token) for cls_token in cls_tokens]), torch.cat(cls_tokens)
+            cls_tokens = [through(*one, compared=False) for one in entered]
+        each = [call_head(self.fc, cls_token) for cls_token in cls_tokens]
+        if len(each) > 1:
+            each, cls_tokens = [torch.cat(each)], [torch.cat(cls_tokens)]
+        return (each[0], cls_tokens[0]) if self.return_cls else each[0]
 
     def _compare(self) -> Callable[[], bool] | None:
         """Ask whether parameters differ from what is kept of them; None where every block sees for itself.

@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.measuring import counting
-from benchmarks.measuring.graphs import captured
 from benchmarks.measuring.roofline import STATIC_ARCHITECTURE
 from benchmarks.suite import baselines, cases, data, parts
 from benchmarks.suite.cases import Case
-from septr_fast import SepTr, SepTrBlock, reference
+from septr_fast import SepTr, SepTrBlock, graphed, reference
 from septr_fast.passes import backend
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -95,7 +94,7 @@ def build(name: str, case: Case, num_classes: int, device: torch.device, *, smok
     if name in cases.COMPILED and not (smoke and case.group != cases.FORWARD):
         torch.compiler.reset()
         return torch.compile(model, dynamic=False, backend="eager" if smoke else "inductor")  # type: ignore[return-value]
-    return Captured(model) if name == cases.GRAPH else model
+    return Graphed(model) if name == cases.GRAPH else model
 
 
 def _eager(name: str, case: Case, num_classes: int) -> nn.Module:
@@ -125,24 +124,17 @@ def _with_attention(name: str, model: Any) -> Any:
     return baselines.with_attention(model, kinds[name]) if name in kinds else model
 
 
-class Captured(nn.Module):
-    """A model in inference whose first call for a shape is captured as a CUDA graph and then replayed."""
+class Graphed(nn.Module):
+    """A model in inference whose calls are replayed from CUDA graphs from the third for a shape on."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
-        self.graphs: dict[torch.Size, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
+        self._graphed = graphed(model)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits, in memory that the next call overwrites."""
-        if x.shape not in self.graphs:
-            static = x.clone()
-            graph, out = captured(lambda: self.model(static))
-            self.graphs[x.shape] = graph, static, out
-        graph, static, out = self.graphs[x.shape]
-        static.copy_(x)
-        graph.replay()
-        return out
+    def forward(self, x: Tensor) -> Any:
+        """Return what the model returns."""
+        return self._graphed(x)
 
 
 @contextmanager

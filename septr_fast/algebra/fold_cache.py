@@ -20,7 +20,7 @@ class FoldCache(Generic[Folded]):
 
     A copy of the parameters is kept beside the result and compared with them at every call, so no way of
     changing a parameter goes unnoticed, `.data` and memory shared with other processes included. While a
-    CUDA graph is captured the weights are folded in the graph, and what one CUDA stream has folded serves no
+    user captures a CUDA graph the weights are folded in the graph, and what one CUDA stream has folded serves no
     other, which might not wait for it. Nothing is carried over by `copy.deepcopy` or `pickle`.
     """
 
@@ -36,10 +36,12 @@ class FoldCache(Generic[Folded]):
             key: settings.
             parameters: that `fold` reads.
             fold: makes what is kept.
-            compared: whether `compare` was asked about their values, so that it need not be done here.
+            compared: whether `compare` was asked about their values, so that it need not be done here. While a CUDA
+                graph is captured what is kept then goes into it, for a caller who has just had it computed and
+                sees by `entry` when it is none of these weights any more.
         """
         if _captures(parameters):
-            return fold()
+            return self._entry[2] if compared and self._entry is not None else fold()
         key = (key, _stream(parameters))
         entry = self._entry
         fits = entry is not None and entry[0] == key and _same_kind(entry[1], parameters)
@@ -50,6 +52,11 @@ class FoldCache(Generic[Folded]):
             folded = fold()
         self._entry = (key, kept, folded)
         return folded
+
+    @property
+    def entry(self) -> object:
+        """What is kept now: another object as soon as anything was folded anew."""
+        return self._entry
 
     def __deepcopy__(self, memo: dict[int, object]) -> FoldCache[Folded]:
         return FoldCache()
@@ -103,7 +110,9 @@ def _same_values(kept: list[Tensor], parameters: Sequence[Tensor]) -> bool:
 
 
 def _equal(old: Tensor, new: Tensor) -> bool:
-    """`torch.equal`; of large tensors on a CPU the bits, by NumPy, which is quicker."""
+    """`torch.equal`; of large tensors on a CPU the bits, by NumPy, which is quicker; tensors without data are equal."""
+    if new.is_meta:
+        return True
     large = new.numel() >= LARGE and new.device.type == "cpu" and type(new) in (Tensor, nn.Parameter)
     if not large or new.layout != torch.strided or new.itemsize not in _BITS:
         return torch.equal(old, new)

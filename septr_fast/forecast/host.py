@@ -69,8 +69,8 @@ def main(depth: int, training: bool) -> None:
         triton.runtime.driver.set_active(stub.driver)
         stub.expect([])
         with (
-            mock.patch.object(launch, "architecture", return_value=ARCH),
-            mock.patch.object(backend, "why_not_triton", return_value=None),
+            mock.patch.object(launch, "architecture", _architecture),
+            mock.patch.object(backend, "why_not_triton", _nothing),
         ):
             model = SepTr(**SMALL, depth=depth, backend="triton").train(training)
             x = torch.randn(1, 1, *SMALL["input_size"])
@@ -78,6 +78,14 @@ def main(depth: int, training: bool) -> None:
             with launch.override({"chunk": Config({"MIB": 0})}):
                 longer, more = _timed(stub, model, x, training)
     sys.stdout.write(json.dumps([seconds, kernels, (longer - seconds) / (more - kernels)]))
+
+
+def _architecture(device: torch.device) -> int:
+    return ARCH
+
+
+def _nothing(*given: Any) -> None:
+    return None
 
 
 def _timed(stub: Stub, model: SepTr, x: Tensor, training: bool) -> tuple[float, int]:

@@ -21,6 +21,9 @@ from septr_fast.tuning.tensor_bytes import distinct_bytes
 MADE_EMPTY = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach")
 """Operations that start nothing on a GPU, beside those that only look at a tensor otherwise."""
 
+MADE_LIKE = tuple(f"aten::{name}" for name in ("new_", "zeros_like", "ones_like", "full_like", "rand"))
+"""Beginnings of the names of operations that read nothing of the tensors that they are given."""
+
 
 @dataclass(frozen=True)
 class Operation:
@@ -45,8 +48,8 @@ Step: TypeAlias = "Launch | Operation"
 def steps(config: Mapping[str, Any], dtype: torch.dtype, arch: int, batch: int, training: bool) -> list[Step]:
     """What one pass without gradients, or one step of training without optimizer, asks for.
 
-    Tensors are without data. Weights are folded in it, as they are in every step of training; what follows the class
-    token, a classifier of some thousand weights, is left out.
+    Tensors are without data. In a step of training weights are folded, without gradients that is done before; what
+    follows the class token, a classifier of some thousand weights, is left out.
 
     Args:
         config: constructor arguments of `SepTr`.
@@ -58,6 +61,9 @@ def steps(config: Mapping[str, Any], dtype: torch.dtype, arch: int, batch: int, 
     found: list[Step] = []
     with torch.device("meta"):
         model = SepTr(**config, backend="triton").to(dtype)
+    if not training:
+        with recording(arch), torch.no_grad():
+            class_token(model, dtype, batch)
     with _Recorder(found) as recorder, recording(arch) as launches:
         recorder.launches = launches
         with torch.set_grad_enabled(training):
@@ -90,7 +96,9 @@ class _Recorder(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         if func.namespace == "aten" and not _only_looks(func):
             self.catch_up()
-            tensors = [x for x in tree_leaves((args, kwargs, result)) if isinstance(x, Tensor)]
+            only_written = func._schema.name.startswith(MADE_LIKE)
+            read = () if only_written else (args, kwargs)
+            tensors = [x for x in tree_leaves((read, result)) if isinstance(x, Tensor)]
             count = flop_registry.get(func.overloadpacket)
             flops = count(*args, **(kwargs or {}), out_val=result) if count else 0
             given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 pytest.importorskip("triton")
 
 from septr_fast.kernels import launch
-from septr_fast.kernels.axis_attention import Operands, attend, attend_backward
+from septr_fast.kernels.axis_attention import ClassGradients, Operands, attend, attend_backward
 from septr_fast.kernels.axis_attention_operator import axis_attention, axis_attention_backward
 from support.kernels.attention_cases import (
     DIRECT,
@@ -94,7 +94,8 @@ def test_writes_into_tensors_of_any_strides(form: Form, device: torch.device) ->
     cls_lse = guarded((2, 2, form.heads, 2), device=device)
     with launch.override(tiles()):
         attend(given, out.tensor, cls_out.tensor, lse.tensor, cls_lse.tensor)
-        of_class = attend_backward(
+        of_class = ClassGradients.empty(given, 4)
+        attend_backward(
             given,
             lse.tensor,
             cls_lse.tensor,
@@ -102,13 +103,14 @@ def test_writes_into_tensors_of_any_strides(form: Form, device: torch.device) ->
             grad_query.tensor,
             grad_key.tensor,
             None if grad_value is None else grad_value.tensor,
+            of_class,
         )
         expected = forward_and_backward(inputs, form, tuple(x.flatten(-2) for x in grads))
     written = [out, cls_out, lse, cls_lse, grad_query, grad_key, *([grad_value] if grad_value else [])]
     for each in written:
         each.check()
     found = [out.tensor.flatten(3), cls_out.tensor.flatten(2), lse.tensor.transpose(2, 3), cls_lse.tensor]
-    found += [x.tensor.flatten(3) for x in written[4:]] + [x.flatten(1) for x in of_class if x is not None]
+    found += [x.tensor.flatten(3) for x in written[4:]] + [x.flatten(1) for x in of_class.sums(2, 2) if x is not None]
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
@@ -251,7 +253,8 @@ def recorded(inputs: Inputs, form: Form) -> list[launch.Launch]:
     with launch.record(90) as launches:
         attend(given, *grads, lse, cls_lse)
         written = (given.query, given.key, given.value)
-        attend_backward(given, lse, cls_lse, *grads, *written)
+        of_class = ClassGradients.empty(given, len(given.cls_query) * given.query.shape[1])
+        attend_backward(given, lse, cls_lse, *grads, *written, of_class)
     return launches
 
 

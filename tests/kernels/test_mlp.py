@@ -9,7 +9,8 @@ from support.kernels.tracing import trace_accesses
 pytest.importorskip("triton")
 
 from septr_fast.kernels import launch
-from septr_fast.kernels.mlp import TAIL, mlp, mlp_backward
+from septr_fast.kernels.mlp import TAIL, mlp
+from septr_fast.kernels.mlp_backward import mlp_backward
 from support.kernels.mlp_cases import DTYPES, EPS, PARAMETERS, SMALL, check, draw, kernel
 
 

@@ -48,7 +48,7 @@ class Arena:
 
 def run(sizes: dict[str, int], spread: str | None, device: str) -> list[Tensor]:
     """All results, forward and backward."""
-    from septr_fast.kernels.axis_attention import Operands, attend, attend_backward
+    from septr_fast.kernels.axis_attention import ClassGradients, Operands, attend, attend_backward
 
     torch.manual_seed(0)
     arena, statistics = Arena(spread, torch.float16, device), Arena(spread, torch.float32, device)
@@ -58,8 +58,10 @@ def run(sizes: dict[str, int], spread: str | None, device: str) -> list[Tensor]:
     attend(operands, out, cls_out, lse, cls_lse)
     grads = [arena.normal(names, sizes) for names in (GRID, PER_ROW)]
     written = [arena.empty(GRID, sizes) for _ in range(3)]
-    of_class = attend_backward(operands, lse, cls_lse, *grads, *written)
-    return [out, cls_out, lse, cls_lse, *written, *of_class]
+    batch, rows = operands.key.shape[:2]
+    of_class = ClassGradients.empty(operands, batch * rows)
+    attend_backward(operands, lse, cls_lse, *grads, *written, of_class)
+    return [out, cls_out, lse, cls_lse, *written, *of_class.sums(batch, rows)]
 
 
 def main(device: str) -> None:

@@ -86,7 +86,7 @@ def moments() -> list[addressing.Moment]:
 
 NARROW_PARTS = [
     ("normalization.normalize_kernel", "offs_m"),
-    ("mlp.mlp_bwd_kernel", "offs_m"),
+    ("mlp_backward.mlp_bwd_kernel", "offs_m"),
     ("attention_backward.axis_attention_bwd_query_kernel", "pid"),
     ("class_attention_kernels.class_attention_fwd_kernel", "tl.program_id(0)"),
     ("low_rank_kernels.low_rank_fwd_kernel", "(offs_q - first)"),

@@ -20,6 +20,7 @@ from septr_fast.kernels import (
     low_rank_backward_kernels,
     low_rank_kernels,
     mlp,
+    mlp_backward,
     normalization,
 )
 from trust.outcome import ShortForm
@@ -36,6 +37,7 @@ MODULES = (
     low_rank_backward_kernels,
     low_rank_kernels,
     mlp,
+    mlp_backward,
     normalization,
 )
 Change = Callable[[launch.Launch, torch.device], None]
