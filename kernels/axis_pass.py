@@ -28,7 +28,7 @@ from .fused_attention import attend_and_project, serves
 from .normalization import normalize, normalize_backward
 from .operators import along
 from .passes import Layers, add_mlp, add_mlp_backward, add_up, branch_gradient, chunks, parts, sequences
-from .products import outer
+from .products import column_sums, outer
 
 
 @dataclass(frozen=True)
@@ -280,6 +280,7 @@ def _attend_backward(
     if weights.out_weight is not None:
         grad_attended = grad_branch @ weights.out_weight
         found["out_weight"] = outer(grad_branch, computed.attended)
+        found["out_bias"] = column_sums(grad_branch)
     hat, operands = computed.hat, computed.operands
     samples, rows, length, _ = hat.shape
     grad_out, grad_cls_out = (part.unflatten(-1, operands.query.shape[3:]) for part in parts(grad_attended, hat.shape))
@@ -289,7 +290,7 @@ def _attend_backward(
     attend_backward(operands, computed.lse, computed.cls_lse, grad_out, grad_cls_out, *written, grad_cls)
     flat_grad, flat_grad_hat = grad_projected.flatten(0, 2), grad_hat.flatten(0, 2)
     found["query_weight"] = outer(flat_grad, hat.flatten(0, 2))
-    found["query_bias"] = flat_grad.sum(0, dtype=torch.float32)
+    found["query_bias"] = column_sums(flat_grad)
     if settings.merged:
         flat_grad_hat.addmm_(flat_grad, weights.query_weight)
     else:

@@ -21,7 +21,7 @@ from .low_rank import ScoreTables, TokenFactors, coefficients, multiply, token_f
 from .low_rank_backward import coefficients_backward, token_factors_backward
 from .operators import along
 from .passes import Layers, add_mlp, add_mlp_backward, add_up, branch_gradient, chunks, parts, sequences
-from .products import outer
+from .products import column_sums, outer
 
 
 @dataclass(frozen=True)
@@ -138,6 +138,7 @@ def backward(
             getattr(grad_factors, field.name)[numbers] = getattr(grad_scores[0], field.name)
         found |= zip(("pixel_position", "position_position", "position_bias"), grad_scores[1:], strict=True)
         grad_tokens = grad_middle.float().flatten(0, 2)
+        found["out_bias"] = column_sums(grad_branch)
         found["matrix"] = outer(body, grad_body) + outer(front, grad_front)
         found["token_bias"] = grad_middle.sum((0, 1), dtype=torch.float32)
         found["token_weight"] = grad_tokens.t() @ rows[chunk].float().flatten(0, 2)

@@ -5,9 +5,8 @@ The kernel makes h again and gives, with φ = Φ' and dz the gradient of z,
     dh = (dz W_2) (Φ(h) + h φ(h)),   g = dh W_1,   dy = dz + r (g - mean(g) - n(y) mean(g n(y))),
     dW_1 = dhᵀ n(y),   db_1 = Σ dh,   dW_2 = dzᵀ gelu(h),   db_2 = Σ dz,
 
-where the sum of g n(y) over dim is that of dh (h - b_1) over the hidden layer: it comes with the chunks of that. Each
-program writes what its tokens give to db_1, db_2 and Σ dy, which is the gradient of the bias of the branch that y
-came with; these parts are added up in a fixed order.
+where the sum of g n(y) over dim is that of dh (h - b_1) over the hidden layer: it comes with the chunks of that. Sums
+over tokens for the biases are no part of it: they would take registers that it does not have.
 
 n(y), gelu(h) and dh of all tokens are stored for the products over tokens, which are the vendor's. The caller bounds
 that memory by the size of his chunks.
@@ -25,32 +24,24 @@ from torch import Tensor
 from . import launch
 from .mlp import launch_over_tokens, load_bias, load_weight, normal_density, normal_distribution, pieces
 from .normalization import load_tokens, operands, standardize, store_tokens, token_offsets
-from .products import outer
+from .products import column_sums, outer
 from .rounding import dot, sum_of_products
 
 
 class Gradients(NamedTuple):
-    """Gradients of the layers, float32, and the sum of dy over all tokens.
+    """Gradients of the layers, float32.
 
     Attributes:
         hidden_weight: `(hidden, dim)`.
         hidden_bias: `(hidden,)`.
         out_weight: `(dim, hidden)`.
         out_bias: `(dim,)`.
-        branch_bias: `(dim,)`.
     """
 
     hidden_weight: Tensor
     hidden_bias: Tensor
     out_weight: Tensor
     out_bias: Tensor
-    branch_bias: Tensor
-
-
-@triton.jit
-def store_sums(ptr, tile, offs, mask_m, size):
-    """Store the sum over the tokens of a tile `(tokens, offs)` but for those masked, of `size` features."""
-    tl.store(ptr + offs, tl.sum(tl.where(mask_m[:, None], tile, 0.0), 0), mask=offs < size)
 
 
 @triton.jit
@@ -65,7 +56,6 @@ def mlp_bwd_kernel(
     activated_ptr,
     grad_h_ptr,
     rounded_ptr,
-    sums_ptr,
     y_strides,
     grad_z_strides,
     hidden_weight_strides,
@@ -83,10 +73,7 @@ def mlp_bwd_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
-    """Write dy, n(y), gelu(h), dh and, where asked for, dz in the weights' dtype of one tile of tokens.
-
-    And the sums over these tokens of dh, dz and dy, behind one another, `(programs, HIDDEN + 2 WIDTH)`.
-    """
+    """Write dy, n(y), gelu(h), dh and, where asked for, dz in the weights' dtype of one tile of tokens."""
     dtype: tl.constexpr = hidden_weight_ptr.dtype.element_ty
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_d = tl.arange(0, BLOCK_D)
@@ -95,16 +82,13 @@ def mlp_bwd_kernel(
     offs_y = token_offsets(offs_m, ROWS, LENGTH, y_strides)
     offs_grad_z = token_offsets(offs_m, ROWS, LENGTH, grad_z_strides)
     packed = offs_m.to(tl.int64)
-    sums_ptr += tl.program_id(0).to(tl.int64) * (HIDDEN + 2 * WIDTH)
     # (BLOCK_M, BLOCK_D)
     y = load_tokens(y_ptr, offs_y, offs_d, y_strides[3], mask_m, WIDTH)
     hat, r = standardize(y, offs_d, eps, WIDTH)
     mean_y = tl.sum(y, 1) / WIDTH
     hat = hat.to(dtype)
     store_tokens(hat_ptr, hat, packed * WIDTH, offs_d, 1, mask_m, WIDTH)
-    grad_z = load_tokens(grad_z_ptr, offs_grad_z, offs_d, grad_z_strides[3], mask_m, WIDTH)
-    store_sums(sums_ptr + HIDDEN, grad_z, offs_d, mask_m, WIDTH)
-    grad_z = grad_z.to(dtype)
+    grad_z = load_tokens(grad_z_ptr, offs_grad_z, offs_d, grad_z_strides[3], mask_m, WIDTH).to(dtype)
     if rounded_ptr is not None:
         store_tokens(rounded_ptr, grad_z, packed * WIDTH, offs_d, 1, mask_m, WIDTH)
     # (BLOCK_M, BLOCK_D)
@@ -124,9 +108,7 @@ def mlp_bwd_kernel(
         # (BLOCK_D, BLOCK_H)
         out_weight = load_weight(out_weight_ptr, offs_d, start + offs_h, out_weight_strides, WIDTH, HIDDEN)
         # (BLOCK_M, BLOCK_H)
-        grad_h = dot(grad_z, out_weight, input_precision=INPUT_PRECISION) * slope
-        store_sums(sums_ptr + start, grad_h, offs_h, mask_m, HIDDEN - start)
-        grad_h = grad_h.to(dtype)
+        grad_h = (dot(grad_z, out_weight, input_precision=INPUT_PRECISION) * slope).to(dtype)
         store_tokens(grad_h_ptr, grad_h, packed * HIDDEN, start + offs_h, 1, mask_m, HIDDEN)
         grad_hat = dot(grad_h, hidden_weight, grad_hat, input_precision=INPUT_PRECISION)
         grad_hat_hat += sum_of_products(grad_h.to(tl.float32), product, 1)
@@ -142,7 +124,6 @@ def mlp_bwd_kernel(
         grad_y += load_tokens(grad_z_ptr, offs_grad_z, offs_d, grad_z_strides[3], mask_m, WIDTH)
         offs_grad_y = token_offsets(offs_m, ROWS, LENGTH, grad_y_strides)
         store_tokens(grad_y_ptr, grad_y, offs_grad_y, offs_d, grad_y_strides[3], mask_m, WIDTH)
-        store_sums(sums_ptr + HIDDEN + WIDTH, grad_y, offs_d, mask_m, WIDTH)
 
 
 def mlp_backward(
@@ -179,9 +160,6 @@ def mlp_backward(
     activated, grad_h = (torch.empty(tokens, hidden, dtype=dtype, device=y.device) for _ in range(2))
     reusable = grad_z.dtype == dtype and grad_z.is_contiguous()
     rounded = grad_z.view(tokens, width) if reusable else torch.empty_like(hat)
-    config = launch.choose("mlp_bwd", y.device, dtype, width)
-    programs = launch.ceil_div(tokens, config.tiles["BLOCK_M"])
-    sums = torch.empty(programs, hidden + 2 * width, dtype=torch.float32, device=y.device)
     arguments = {
         **operands(
             y=y,
@@ -195,8 +173,7 @@ def mlp_backward(
         "activated_ptr": activated,
         "grad_h_ptr": grad_h,
         "rounded_ptr": None if reusable else rounded,
-        "sums_ptr": sums,
     }
+    config = launch.choose("mlp_bwd", y.device, dtype, width)
     launch_over_tokens("mlp_bwd", mlp_bwd_kernel, config, y, hidden_weight, eps, arguments, products=3)
-    hidden_bias, out_bias, branch_bias = sums.sum(0).split([hidden, width, width])
-    return Gradients(outer(grad_h, hat), hidden_bias, outer(rounded, activated), out_bias, branch_bias)
+    return Gradients(outer(grad_h, hat), column_sums(grad_h), outer(rounded, activated), column_sums(rounded))

@@ -36,14 +36,16 @@ class Layers:
 def chunks(rows: Tensor, features: int, dtype: torch.dtype) -> Iterator[Chunk]:
     """Whole samples, or rows of one sample, whose projections fit the chunk size of the device's table.
 
+    For large batches chunks grow instead of getting more: starting kernels takes the processor as long for few rows.
+
     Args:
         rows: `(batch, rows, length, ·)`.
         features: of a projected token.
         dtype: of the projections.
     """
     batch, count, length = rows.shape[:3]
-    budget = launch.choose("chunk", rows.device, dtype, 1).tiles["MIB"] << 20
-    step = max(1, budget // (length * features * dtype.itemsize))
+    tiles, each = launch.choose("chunk", rows.device, dtype, 1).tiles, length * features * dtype.itemsize
+    step = max(1, (tiles["MIB"] << 20) // each, launch.ceil_div(batch * count, tiles.get("MOST", 1 << 31)))
     samples = max(1, step // count)
     even = launch.ceil_div(count, launch.ceil_div(count, step))
     for first in range(0, batch, samples):
@@ -85,17 +87,16 @@ def add_mlp(
 def add_mlp_backward(
     middle: Tensor, grad_out: Tensor, layers: Layers, eps: float, grad_middle: Tensor
 ) -> dict[str, Tensor]:
-    """Write the gradient of `middle`; those of the layers by name, and `out_bias`, of the branch in `middle`."""
+    """Write the gradient of `middle`; those of the layers by name."""
     found = mlp_backward(
         middle, grad_out, layers.hidden_weight, layers.hidden_bias, layers.mlp_weight, eps, grad_middle
     )
-    return dict(zip(("hidden_weight", "hidden_bias", "mlp_weight", "mlp_bias", "out_bias"), found, strict=True))
+    return dict(zip(("hidden_weight", "hidden_bias", "mlp_weight", "mlp_bias"), found, strict=True))
 
 
 def add_up(sums: dict[str, Tensor], found: dict[str, Tensor]) -> None:
-    """Add what was `found` to `sums`, of the same names, in one operation; what they do not name is left out."""
-    names = [name for name in found if name in sums]
-    torch._foreach_add_([sums[name] for name in names], [found[name] for name in names])
+    """Add what was `found` to `sums`, by name, in one operation."""
+    torch._foreach_add_([sums[name] for name in found], list(found.values()))
 
 
 def branch_gradient(

@@ -17,3 +17,8 @@ def outer(left: Tensor, right: Tensor) -> Tensor:
     if left.is_cuda or left.is_meta:
         return torch.mm(left.t(), right, out_dtype=torch.float32)
     return left.t().float() @ right.float()
+
+
+def column_sums(x: Tensor) -> Tensor:
+    """The sum over the tokens of `(tokens, n)` as float32 `(n,)`: a bias's gradient from one chunk."""
+    return x.sum(0, dtype=torch.float32)

@@ -132,10 +132,10 @@ MLP: tuple[Row, ...] = (
 )
 
 CHUNK: tuple[Row, ...] = (
-    Row("chunk", (86,), 4, 256, {"MIB": 32}, 1, 1),
-    Row("chunk", ALL, 4, 256, {"MIB": 128}, 1, 1),
+    Row("chunk", (86,), 4, 256, {"MIB": 32, "MOST": 16}, 1, 1),
+    Row("chunk", ALL, 4, 256, {"MIB": 128, "MOST": 8}, 1, 1),
 )
-"""How much of the projected tokens a pass makes at a time."""
+"""How much of the projected tokens a pass makes at a time, and into how many parts it cuts them at most."""
 
 CLASS_ATTENTION: tuple[Row, ...] = (
     Row("class_attention_fwd", ALL, 2, 256, {"BLOCK_K": 32}, 4, 2),

@@ -48,7 +48,7 @@ class FoldCache(Generic[Folded]):
         if entry is not None and fits and (compared or _same_values(entry[1], parameters)):
             return entry[2]
         with torch.inference_mode(False), torch.no_grad():
-            kept = [parameter.detach().clone() for parameter in parameters]
+            kept = [x.detach() if x.is_meta else x.detach().clone() for x in parameters]
             folded = fold()
         self._entry = (key, kept, folded)
         return folded

@@ -156,6 +156,21 @@ def test_chunks_cover_every_row_once(shape: tuple[int, int, int], mib: int) -> N
     assert (covered == 1).all()
 
 
+@pytest.mark.parametrize("batch", [1, 3, 64, 300])
+def test_large_batches_make_no_more_chunks(batch: int) -> None:
+    rows, features = torch.empty(batch, 128, 128, 1, device="meta"), 1280
+    for arch, most in ((90, 8), (86, 16)):
+        with launch.record(arch):
+            tiles = launch.choose("chunk", rows.device, torch.bfloat16, 1).tiles
+            found = list(passes.chunks(rows, features, torch.bfloat16))
+        assert tiles["MOST"] == most
+        sizes = [(s.stop - s.start) * (r.stop - r.start) for s, r in found]
+        assert sum(sizes) == batch * 128
+        fitting = (tiles["MIB"] << 20) // (128 * features * 2)
+        assert len(found) <= max(most + 1, -(-batch * 128 // fitting))
+        assert max(sizes) <= max(fitting, -(-batch * 128 // most))
+
+
 @pytest.mark.parametrize("layout", ["transposed", "sliced", "expanded"])
 @ONE_OF_EACH
 def test_any_strides(form: dict[str, Any], layout: str, device: torch.device) -> None:

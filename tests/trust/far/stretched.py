@@ -73,12 +73,9 @@ def _mlp_bwd(given: Arguments) -> Stretched:
         _one_row("y", "grad_z", "grad_y"),
         lambda parts: {"tokens": parts * block},
         {
-            "sums_ptr": Parts(given["HIDDEN"] + 2 * given["WIDTH"]),
-            **{
-                f"{name}_ptr": Parts(block * given[width])
-                for name, width in widths.items()
-                if given[f"{name}_ptr"] is not None
-            },
+            f"{name}_ptr": Parts(block * given[width])
+            for name, width in widths.items()
+            if given[f"{name}_ptr"] is not None
         },
     )
 
