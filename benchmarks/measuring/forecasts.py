@@ -23,7 +23,7 @@ from septr_fast.report.tables import markdown
 from septr_fast.report.units import duration
 
 RECORDS, PAGE = Path("docs/forecast.json"), Path("docs/forecast.md")
-DEVICES = ("h100", "h200", "a100", "l4", "4090")
+DEVICES = ("h100", "h200", "b200", "a100", "l4", "4090")
 BATCHES = (1, 64)
 SHOWN = "H100 SXM", 64
 """Whose kernels the page shows one by one."""
@@ -42,6 +42,7 @@ METHOD = """## How it is reckoned
 - **Instructions**: of every loop of the machine code, times its rounds, which Triton's own form of the kernel tells. A
   quarter of a multiprocessor starts one instruction in a cycle; whole numbers and special functions take it longer.
 - **Tensor cores**: at the rate that the vendor's library attains on that GPU in large products, as others measured it.
+  What those of a B200 read of shared memory is not counted, and no published figure below is of one.
 - **Memory**: operands from the L2 cache where they take less than half of it, otherwise from memory at 90 % of its
   stated speed. Sectors of requests and conflicts over banks are those counted where `make trust` executes the kernels.
 - **Together**: a program takes what its busiest unit takes, and a share of the rest, {exposed:.0%}, divided by the

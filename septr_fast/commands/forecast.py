@@ -17,8 +17,7 @@ from septr_fast.report.tables import aligned
 from septr_fast.report.units import duration
 
 CACHE = cache_folder() / "forecast"
-NAMES = ("h100", "h200", "a100", "l4", "4090", "3090")
-"""Blackwell's waits lie apart from the loops that they belong to, which is not understood yet."""
+NAMES = ("h100", "h200", "b200", "a100", "l4", "4090", "3090")
 
 HELP = "forecast the time of a pass on a GPU from its compiled kernels"
 

@@ -1,6 +1,6 @@
 """GPUs as the forecast knows them: what their makers state, and what others have measured on them.
 
-Sources: NVIDIA's data sheets and architecture papers of A100, H100, H200, L4, GeForce RTX 3090, 4060 and 4090 for
+Sources: NVIDIA's data sheets and architecture papers of A100, B200, H100, H200, L4, GeForce RTX 3090, 4060 and 4090 for
 multiprocessors, clocks, tensor cores and memory; for what is attained, `products_source`.
 """
 
@@ -50,6 +50,17 @@ MIB = 1 << 20
 DEVICES = {
     "h100": Device("H100 SXM", 90, 132, 1.83e9, 4096, 0.73, "cuBLAS, triton-lang/triton#2339", 3.35e12, 50 * MIB),
     "h200": Device("H200", 90, 132, 1.83e9, 4096, 0.73, "that of an H100, triton-lang/triton#2339", 4.8e12, 50 * MIB),
+    "b200": Device(
+        "B200",
+        100,
+        148,
+        1.86e9,
+        8192,
+        0.76,
+        "taken: cuBLAS on a GB300, facebookexperimental/triton#740",
+        8e12,
+        126 * MIB,
+    ),
     "a100": Device(
         "A100 40 GB", 80, 108, 1.41e9, 2048, 0.87, "cuBLAS, triton-lang/triton#743", 1.555e12, 40 * MIB, 0.5
     ),

@@ -3,6 +3,9 @@
 Machine code has loops but not how often they go round; Triton's own form of a kernel (TTGIR) has every loop's bounds,
 as constants or in terms of the arguments. Both are read, and the loops of the one found in those of the other: in
 order, level by level, but for short ones that the compiler has unrolled.
+
+Loops of machine code are natural ones: what can reach a jump to where it must have come through. Where they lie says
+less: a wait for another unit may stand behind the kernel's end and jump back from there.
 """
 
 from __future__ import annotations
@@ -18,6 +21,12 @@ from septr_fast.tuning.assembly.running_products import Instruction, instruction
 _LOOP = re.compile(r"^( *)(?:%[\w:, ]+ = )?scf\.for %\w+ = (%?[\w-]+) to (%?[\w-]+) step (%?[\w-]+)")
 _SCALAR = re.compile(r"^ *(%\w+) = (?:arith|tt)\.(\w+) (.*?)(?: \{.*?\})? : [iu]")
 _NAMED_CONSTANT = re.compile(r"%c(-?\d+)_i\d+(?:_\d+)?$")
+WAITS = frozenset({"BRA", "SYNCS", "NANOSLEEP", "NOP", "YIELD", "WARPSYNC"})
+"""What a loop consists of that does nothing but wait."""
+ALLOCATES = "UTCATOMSWS"
+"""Asks for tensor memory, in a loop of its own until another program has given back enough."""
+ENDS = ("EXIT", "RET", "BRX", "JMX")
+"""Instructions behind which nothing follows, unless they have a guard."""
 LONGEST_UNROLLED = 16
 """Rounds of a loop that may be unrolled whole."""
 
@@ -42,12 +51,12 @@ class Loop:
 
     Attributes:
         rounds: how often it goes round each time; 0 where that is not known.
-        span: the first and the last instruction, by address.
+        body: addresses of its instructions, of those inside too.
         inside: loops in it.
     """
 
     rounds: int = 0
-    span: tuple[int, int] = (0, 0)
+    body: frozenset[int] = frozenset()
     inside: list[Loop] = field(default_factory=list)
 
 
@@ -72,25 +81,102 @@ def executed(machine_code: str, ttgir: str, arguments: Mapping[str, Any]) -> lis
 
 def _times(address: int, loops: Sequence[Loop]) -> float:
     for loop in loops:
-        if loop.span[0] <= address <= loop.span[1]:
+        if address in loop.body:
             return loop.rounds * _times(address, loop.inside)
     return 1.0
 
 
 def machine_loops(code: Sequence[Instruction]) -> list[Loop]:
-    """The loops of machine code, outermost first: a jump back closes one."""
-    ends: dict[int, int] = {}
-    for one in code:
-        to = target(one) if one.name == "BRA" else -1
-        if 0 <= to < one.address:
-            ends[to] = max(ends.get(to, 0), one.address)
+    """The loops of machine code, outermost first and in the order of their first instructions, but for mere waits."""
+    blocks = _blocks(code)
+    before: dict[int, set[int]] = {start: set() for start in blocks}
+    for start, block in blocks.items():
+        for follower in _followers(block, blocks):
+            before[follower].add(start)
+    dominating = _dominating(before, code[0].address if code else 0)
+    bodies: dict[int, set[int]] = {}
+    for header, entering in before.items():
+        for end in entering:
+            if header in dominating.get(end, ()):
+                bodies.setdefault(header, set()).update(_reaching(end, header, before))
+    names = {one.address: one.name for one in code}
+    found = [frozenset(one.address for start in body for one in blocks[start]) for body in bodies.values()]
+    loops = [Loop(body=body) for body in found if not _only_waits({names[address] for address in body})]
     outermost: list[Loop] = []
-    for start in sorted(ends):
-        loop, level = Loop(span=(start, ends[start])), outermost
-        while level and level[-1].span[1] >= loop.span[1]:
-            level = level[-1].inside
+    for loop in sorted(loops, key=lambda loop: -len(loop.body)):
+        level = outermost
+        while holder := next((one for one in level if loop.body < one.body), None):
+            level = holder.inside
         level.append(loop)
+        level.sort(key=lambda one: min(one.body))
     return outermost
+
+
+def _only_waits(names: set[str]) -> bool:
+    """Whether a loop of instructions of these names waits for another unit or program: how long, no code says."""
+    return names <= WAITS or (ALLOCATES in names and not names & {"UTCHMMA", "UTCQMMA"})
+
+
+def _blocks(code: Sequence[Instruction]) -> dict[int, list[Instruction]]:
+    """Instructions that are executed one after the other, by the address of the first."""
+    targets = {target(one) for one in code if one.name == "BRA"}
+    blocks: dict[int, list[Instruction]] = {}
+    block: list[Instruction] = []
+    for one in code:
+        if not block or one.address in targets:
+            block = blocks.setdefault(one.address, [])
+        block.append(one)
+        if one.name == "BRA" or one.name in ENDS:
+            block = []
+    return blocks
+
+
+def _followers(block: Sequence[Instruction], blocks: Mapping[int, list[Instruction]]) -> set[int]:
+    """The blocks that may come next."""
+    last, starts = block[-1], list(blocks)
+    followers = {target(last)} & blocks.keys() if last.name == "BRA" else set()
+    conditional = last.guard is not None or len(last.operands) > 1
+    if conditional or (last.name != "BRA" and last.name not in ENDS):
+        place = starts.index(block[0].address) + 1
+        followers |= set(starts[place : place + 1])
+    return followers
+
+
+def _dominating(before: Mapping[int, set[int]], entry: int) -> dict[int, set[int]]:
+    """Of every block that can be reached, those that every way to it leads through, itself among them."""
+    reached, waiting = set[int](), [entry] if entry in before else []
+    after: dict[int, list[int]] = {start: [] for start in before}
+    for start, entering in before.items():
+        for each in entering:
+            after[each].append(start)
+    while waiting:
+        start = waiting.pop()
+        if start not in reached:
+            reached.add(start)
+            waiting += after[start]
+    found = {start: {start} if start == entry else set(reached) for start in sorted(reached)}
+    changed = True
+    while changed:
+        changed = False
+        for start in found:
+            if start == entry:
+                continue
+            ways = [found[one] for one in before[start] if one in reached]
+            now = {start}.union(set.intersection(*ways))
+            changed |= now != found[start]
+            found[start] = now
+    return found
+
+
+def _reaching(end: int, header: int, before: Mapping[int, set[int]]) -> set[int]:
+    """The blocks from which `end` can be reached without passing `header`, and both of them."""
+    found, waiting = {header}, [end]
+    while waiting:
+        start = waiting.pop()
+        if start not in found:
+            found.add(start)
+            waiting += before[start]
+    return found
 
 
 def written_loops(ttgir: str, arguments: Mapping[str, Any]) -> list[Loop]:

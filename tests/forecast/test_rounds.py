@@ -31,7 +31,7 @@ ARGUMENTS = {"length": 300, "rows": 3}
 
 
 def spans(loops: list[Loop]) -> list[object]:
-    return [(loop.span, spans(loop.inside)) for loop in loops]
+    return [((min(loop.body), max(loop.body)), spans(loop.inside)) for loop in loops]
 
 
 def test_written_loops_have_the_rounds_of_their_bounds() -> None:
@@ -48,6 +48,32 @@ def test_jumps_back_close_loops() -> None:
         )
     )
     assert spans(found) == [((0x10, 0x40), [((0x20, 0x30), [])])]
+
+
+def test_a_wait_behind_the_end_belongs_to_its_loop() -> None:
+    """The jump into it and the one back are none of a loop, and the wait itself goes round unseen."""
+    lines = ["MOV R1, R2;", "@!P0 BRA 0x50;", "FADD R4, R4, R3;", "@P1 BRA 0x10;", "EXIT;"]
+    lines += ["SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [UR4], R6;", "@!P0 BRA 0x50;", "BRA 0x20;"]
+    (loop,) = rounds.machine_loops(instructions(numbered(lines)))
+    assert sorted(loop.body) == [0x10, 0x20, 0x30, 0x50, 0x60, 0x70]
+    assert loop.inside == []
+
+
+def test_asking_for_tensor_memory_is_no_loop() -> None:
+    lines = ["MOV R1, R2;", "UTCATOMSWS.FIND_AND_SET.ALIGN UP0, UR5, UR5;", "@!P1 BRA 0x0;", "EXIT;"]
+    assert rounds.machine_loops(instructions(numbered(lines))) == []
+    with_products = [*lines[:2], "UTCHMMA gdesc[UR4], gdesc[UR6], tmem[UR8], tmem[UR10], idesc[UR11], UP1;", *lines[2:]]
+    assert len(rounds.machine_loops(instructions(numbered(with_products)))) == 1
+
+
+def test_what_no_way_leads_to_is_no_loop() -> None:
+    lines = ["MOV R1, R2;", "EXIT;", "FADD R4, R4, R3;", "@P1 BRA 0x20;", "BRA 0x40;"]
+    assert rounds.machine_loops(instructions(numbered(lines))) == []
+
+
+def test_loops_beside_one_another_stand_in_order() -> None:
+    lines = ["FADD R4, R4, R3;", "@P1 BRA 0x0;", "FMUL R4, R4, R3;", "@UP0 BRA.U 0x20;", "EXIT;"]
+    assert spans(rounds.machine_loops(instructions(numbered(lines)))) == [((0x0, 0x10), []), ((0x20, 0x30), [])]
 
 
 def test_an_unrolled_loop_is_not_looked_for() -> None:
