@@ -154,7 +154,7 @@ class SepTr(reference.SepTr):
             ValueError: where a shape or a length does not fit, with what was expected.
             TypeError: where dtypes or devices of input and parameters differ.
         """
-        return self._forward(x, lengths, lengths_axis, self._through)
+        return self._forward(x, lengths, lengths_axis, self)
 
     def forward_features(
         self, x: Tensor, lengths: Sequence[int] | Tensor | None = None, lengths_axis: str = "width"
@@ -270,32 +270,32 @@ class SepTr(reference.SepTr):
         return x, self.cls_token[0, 0], None if lengths is None else first.lengths(lengths, lengths_axis, x)
 
     def _forward(
-        self, x: Tensor, lengths: Sequence[int] | Tensor | None, lengths_axis: str, through: Callable[..., Tensor]
+        self, x: Tensor, lengths: Sequence[int] | Tensor | None, lengths_axis: str, by: Any
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """What `forward` returns, `through` all blocks; a GPU has work while it compares weights that are kept."""
+        """What `forward` returns, `by` whose `_compare` and `_through`; a GPU has work while it compares weights."""
         entered = [self._enter(x, lengths, lengths_axis)]
         if self.batch_invariant and len(x) > 1:
             entered = [self._enter(sample, length, lengths_axis) for sample, length in one_by_one(x, lengths)]
-        differ = self._compare()
-        cls_tokens = [through(*one, compared=differ is not None) for one in entered]
+        differ = by._compare()
+        cls_tokens = [by._through(*one, compared=differ is not None) for one in entered]
         if differ is not None and differ():
-            cls_tokens = [through(*one, compared=False) for one in entered]
+            cls_tokens = [by._through(*one, compared=False) for one in entered]
         each = [call_head(self.fc, cls_token) for cls_token in cls_tokens]
         if len(each) > 1:
             each, cls_tokens = [torch.cat(each)], [torch.cat(cls_tokens)]
         return (each[0], cls_tokens[0]) if self.return_cls else each[0]
 
     def _compare(self) -> Callable[[], bool] | None:
-        """Ask whether parameters differ from what is kept of them; None where every block sees for itself.
+        """Ask whether parameters differ from what is kept of them; None where every block sees for itself."""
+        kept = self._kept()
+        return None if kept is None else fold_cache.compare(kept)
 
-        So it does on a CPU, where gradients can reach a parameter, where dropout draws, and where other code may
-        change a parameter on the way or must not run twice.
-        """
+    def _kept(self) -> list[Any] | None:
+        """What is compared, of each block; None on a CPU, and where other code runs or must not run twice."""
         if not fold_cache.is_waited_for(self.cls_token) or records() or any(self._why_called()):
             return None
         last, cls_token = len(self.blocks) - 1, self.cls_token[0, 0]
-        asked = (block.kept(cls_token, index == 0, index == last) for index, block in enumerate(self.blocks))
-        return fold_cache.compare(asked)
+        return [block.kept(cls_token, index == 0, index == last) for index, block in enumerate(self.blocks)]
 
     def _through(
         self,

@@ -140,7 +140,7 @@ def _differ(kept: list[Tensor], parameters: list[Tensor]) -> Tensor:
 
 def _sent(answer: Tensor) -> Callable[[], bool]:
     """Have `answer` copied from its GPU; what comes back waits for it, and for nothing that was asked later."""
-    here = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(answer, non_blocking=True)
+    here = torch.empty((), dtype=torch.bool, device="cpu", pin_memory=True).copy_(answer, non_blocking=True)
     arrived = torch.cuda.Event()
     arrived.record(torch.cuda.current_stream(answer.device))
 

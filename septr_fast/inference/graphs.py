@@ -1,31 +1,38 @@
 """A model's calls without gradients as CUDA graphs: captured once for a shape, then started by one launch each.
 
-A pass of the default model launches about a hundred kernels, and for small batches the processor takes longer to
-start them than a GPU to run them. What is captured is the way from spectrograms to the class token, with the folded
-weights that the model keeps; they are compared with the parameters beside every replay, as the model itself does.
+A pass of the default model starts about a hundred kernels, and for small batches the processor takes longer to start
+them than a GPU to run them. What is captured is the way from spectrograms to the class token, with the folded weights
+that the model keeps; they are compared with the parameters beside every replay, as the model itself does.
+
+A graph holds addresses. So everything that it reads is kept as long as the graph, and before every call is looked at
+what the graph was captured of: modules, their attributes, where their tensors lie, and which weights are folded.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from septr_fast.algebra.reading import every_module_is_hooked, has_hooks
+from septr_fast.algebra import fold_cache
+from septr_fast.algebra.reading import every_module_is_hooked
 from septr_fast.kernels.launch import input_precision
-from septr_fast.model import SepTr
-from septr_fast.passes.inputs import autocasts, differentiates, tensors_below
+from septr_fast.model import SepTr, SepTrBlock
+from septr_fast.passes.inputs import autocasts, tensors_below
 from septr_fast.passes.lengths import Lengths
 from septr_fast.passes.observers import differentiates_forward, records
 
-PLAIN = (bool, int, float, str, tuple, type(None))
-"""Types of a module's own attributes that a call may depend on."""
+_logger = logging.getLogger("septr_fast")
+_capturing = threading.Lock()
+"""PyTorch captures one graph at a time."""
+_FLAGS = ("allow_bf16_reduced_precision_reduction", "allow_fp16_reduced_precision_reduction", "allow_fp16_accumulation")
 
 
 class Graph:
@@ -33,16 +40,17 @@ class Graph:
 
     Args:
         call: starts work on the current stream, reading and writing the same memory at every call.
-        device: where.
+        stream: that captures, of one owner alone: the workspaces of its products go into the graph.
         pool: memory shared with other graphs that are never replayed at the same time.
 
     Attributes:
         result: what `call` returned; every replay writes it anew.
     """
 
-    def __init__(self, call: Callable[[], Tensor], device: torch.device, pool: Any) -> None:
+    def __init__(self, call: Callable[[], Tensor], stream: Any, pool: Any) -> None:
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(device), torch.cuda.graph(self._graph, pool=pool):
+        mode: dict[str, Any] = {"pool": pool, "stream": stream, "capture_error_mode": "thread_local"}
+        with _capturing, torch.cuda.stream(stream), torch.cuda.graph(self._graph, **mode):
             self.result = call()
 
     def replay(self) -> None:
@@ -54,29 +62,96 @@ class Turns:
     """Work on memory that several threads and streams share, one after the other."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._done: torch.cuda.Event | None = None
+        self._lock = threading.RLock()
+        self._done: Any = None
 
     @contextmanager
     def turn(self, device: torch.device) -> Iterator[None]:
-        """Start work when what was started in the turn before is done."""
+        """Start work on `device` when what was started in the turn before is done."""
         with self._lock, torch.cuda.device(device):
             stream = torch.cuda.current_stream()
             if self._done is not None:
                 stream.wait_event(self._done)
+            try:
+                yield
+            finally:
+                self._done = stream.record_event()
+
+    @contextmanager
+    def last(self) -> Iterator[None]:
+        """Wait until all work is done, and let none begin."""
+        with self._lock:
+            if self._done is not None:
+                self._done.synchronize()
             yield
-            self._done = stream.record_event()
+
+
+class _State:
+    """What a graph is captured of, but for the values of parameters; equal as long as nothing was replaced."""
+
+    def __init__(self, model: SepTr) -> None:
+        modules: list[nn.Module] = [model.transformer]
+        for module in modules:
+            modules += [below for below in module._modules.values() if below is not None]
+        tensors = [model.cls_token, *tensors_below(model.transformer)]
+        attributes = [list(vars(module).values()) for module in modules]
+        entries = [block._cache.entry for block in model.blocks]
+        self._held: list[Any] = [modules, attributes, tensors, entries]
+        self._numbers = [*map(id, modules), *map(id, entries), *(id(x) for each in attributes for x in each)]
+        self._places = [(x.data_ptr(), x.shape, x.stride(), x.dtype) for x in tensors]
+        self.called = any(_is_called(module) for module in (model, *modules)) or every_module_is_hooked()
+        """Whether a module has hooks, or gives what it computes for a parameter: then no graph serves."""
+
+    def hold(self) -> None:
+        """Keep the memory of all tensors, so that nothing else can come to lie there."""
+        self._held.append([x.detach() for x in self._held[2]])
+
+    def __eq__(self, other: object) -> bool:
+        same = isinstance(other, _State) and self._numbers == other._numbers
+        return same and self._places == other._places  # type: ignore[attr-defined]
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _is_called(module: nn.Module) -> bool:
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or (isinstance(module, SepTr | SepTrBlock) and "parametrizations" in module._modules)
 
 
 @dataclass(frozen=True)
 class _Captured:
-    """A graph, the memory that it reads its input from, and what it was captured of."""
+    """A graph and the memory that it reads its input from."""
 
     graph: Graph
     x: Tensor
-    valid: Tensor | None
-    state: object
-    held: object
+    lengths: Lengths | None
+
+    def run(self, x: Tensor, lengths: Lengths | None) -> Tensor:
+        """Replay for other values."""
+        self.x.copy_(x)
+        if self.lengths is not None and lengths is not None:
+            self.lengths.valid.copy_(lengths.valid)
+        self.graph.replay()
+        return self.graph.result.clone()
+
+
+@dataclass
+class _Kept:
+    """What belongs to one state of a model.
+
+    Attributes:
+        state: that state.
+        asked: what `SepTr._kept` gives in it.
+        pool: memory of all graphs.
+        seen: inputs that were computed once.
+        graphs: by inputs, those used last behind the others.
+    """
+
+    state: _State
+    asked: Any
+    pool: Any
+    seen: set[Hashable] = field(default_factory=set)
+    graphs: OrderedDict[Hashable, _Captured] = field(default_factory=OrderedDict)
 
 
 class GraphedSepTr:
@@ -89,80 +164,120 @@ class GraphedSepTr:
             raise ValueError(f"most: expected at least one graph, got {most}")
         self.model = model
         self._most = most
-        self._graphs: OrderedDict[Hashable, _Captured] = OrderedDict()
-        self._pool: Any = None
+        self._kept: _Kept | None = None
+        self._streams: dict[torch.device, Any] = {}
         self._turns = Turns()
+        self._fails = False
 
     def __call__(
         self, x: Tensor, lengths: Sequence[int] | Tensor | None = None, lengths_axis: str = "width"
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Classify spectrograms; arguments, results and errors are those of `SepTr.forward`."""
-        if self._why_plainly(x) is not None:
+        state = None if self._fails or _plainly(self.model, x) else _State(self.model)
+        if state is None or state.called:
             plain: Tensor | tuple[Tensor, Tensor] = self.model(x, lengths, lengths_axis)
             return plain
-        return self.model._forward(x, lengths, lengths_axis, self._through)
+        return self.model._forward(x, lengths, lengths_axis, _Call(self, state))
 
-    def __len__(self) -> int:
+    @property
+    def count(self) -> int:
         """How many graphs are kept."""
-        return len(self._graphs)
+        return 0 if self._kept is None else len(self._kept.graphs)
 
-    def _why_plainly(self, x: Tensor) -> str | None:
-        """Why a call is the model's own; None where a graph may do it."""
-        if records():
-            return "a graph of another kind is made"
-        if torch.is_grad_enabled() and any(p.requires_grad for p in self.model.parameters()):
-            return "gradients can reach parameters"
-        if type(x) is not Tensor or differentiates(x) or differentiates_forward():
-            return "derivatives of the input are asked for"
-        if every_module_is_hooked() or any(has_hooks(m) or m._forward_pre_hooks for m in self.model.modules()):
-            return "a module has hooks"
-        return None
+    def clear(self) -> None:
+        """Give back the memory of all graphs, when what was started is done."""
+        with self._turns.last():
+            self._kept = None
 
-    def _through(self, x: Tensor, cls_token: Tensor, valid: Lengths | None, *, compared: bool) -> Tensor:
-        """The class token after all blocks: as the model finds it, or by replay where its weights are `compared`."""
-        if not compared:
-            return self.model._through(x, cls_token, valid)
-        key, state = _key(x, valid), _state(self.model)
+    def __del__(self) -> None:
+        with suppress(Exception):  # PyTorch may be gone when the process ends.
+            self.clear()
+
+    def __reduce__(self) -> tuple[Any, tuple[SepTr, int]]:
+        return type(self), (self.model, self._most)
+
+    def compare(self, state: _State) -> Callable[[], bool] | None:
+        """`SepTr._compare`, which need not look at modules that are what they were."""
+        kept = self._kept
+        return fold_cache.compare(kept.asked) if kept is not None and kept.state == state else self.model._compare()
+
+    def through(self, state: _State, x: Tensor, cls_token: Tensor, lengths: Lengths | None) -> Tensor:
+        """`SepTr._through` where weights were compared."""
+        key = _key(x, lengths)
         with self._turns.turn(x.device):
-            captured = self._graphs.get(key)
-            if captured is None or captured.state != state:
-                result = self.model._through(x, cls_token, valid, compared=True)
-                self._keep(key, x, cls_token, valid)
-                return result
-            self._graphs.move_to_end(key)
-            captured.x.copy_(x)
-            if captured.valid is not None and valid is not None:
-                captured.valid.copy_(valid.valid)
-            captured.graph.replay()
-            return captured.graph.result.clone()
+            kept = self._kept
+            if kept is None or kept.state != state:
+                self.clear()
+                state.hold()
+                pool = torch.cuda.graph_pool_handle() if x.is_cuda else None
+                kept = self._kept = _Kept(state, self.model._kept(), pool)
+            captured = kept.graphs.get(key)
+            if captured is not None:
+                kept.graphs.move_to_end(key)
+                return captured.run(x, lengths)
+            if key in kept.seen:
+                return self._capture(kept, key, x, cls_token, lengths)
+            kept.seen.add(key)
+            return self.model._through(x, cls_token, lengths, compared=True)
 
-    def _keep(self, key: Hashable, x: Tensor, cls_token: Tensor, valid: Lengths | None) -> None:
-        """Capture a graph for inputs like these, which have just been computed, so that nothing is built on the way."""
-        self._graphs.pop(key, None)
-        while len(self._graphs) >= self._most:
-            self._graphs.popitem(last=False)
-        if self._pool is None and x.is_cuda:
-            self._pool = torch.cuda.graph_pool_handle()
-        with torch.inference_mode(False), torch.no_grad():
+    def _capture(self, kept: _Kept, key: Hashable, x: Tensor, cls_token: Tensor, lengths: Lengths | None) -> Tensor:
+        """Compute, and capture the same once more."""
+        with torch.inference_mode(False), torch.no_grad(), _without_autocast_cache():
             own = x.clone()
-            lengths = None if valid is None else Lengths(valid.axis, valid.valid.clone())
-            graph = Graph(lambda: self.model._through(own, cls_token, lengths, compared=True), x.device, self._pool)
-        held = [[x.detach() for x in tensors_below(self.model)], [block._cache.entry for block in self.model.blocks]]
-        number = None if lengths is None else lengths.valid
-        self._graphs[key] = _Captured(graph, own, number, _state(self.model), held)
+            own_lengths = None if lengths is None else Lengths(lengths.axis, lengths.valid.clone())
+
+            def call() -> Tensor:
+                return self.model._through(own, cls_token, own_lengths, compared=True)
+
+            result = call()
+            if _State(self.model) != kept.state:
+                return result
+            try:
+                graph = Graph(call, self._stream(x.device), kept.pool)
+            except RuntimeError as error:
+                self._fails = True
+                _logger.warning("calls are not replayed from CUDA graphs: capturing one failed: %s", error)
+                return result
+        if _State(self.model) == kept.state:
+            kept.graphs[key] = _Captured(graph, own, own_lengths)
+        if len(kept.graphs) > self._most:
+            kept.graphs.popitem(last=False)
+        return result
+
+    def _stream(self, device: torch.device) -> Any:
+        if device.type == "cuda" and device not in self._streams:
+            self._streams[device] = torch.cuda.Stream(device)
+        return self._streams.get(device)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call, as `SepTr._forward` asks for it."""
+
+    graphed: GraphedSepTr
+    state: _State
+
+    def _compare(self) -> Callable[[], bool] | None:
+        return self.graphed.compare(self.state)
+
+    def _through(self, x: Tensor, cls_token: Tensor, lengths: Lengths | None, *, compared: bool) -> Tensor:
+        if compared:
+            return self.graphed.through(self.state, x, cls_token, lengths)
+        return self.graphed.model._through(x, cls_token, lengths)
 
 
 def graphed(model: SepTr, most: int = 8) -> GraphedSepTr:
-    """Let calls of `model` without gradients be replayed from CUDA graphs: one launch in place of a hundred.
+    """Let calls of `model` under `torch.no_grad()` be replayed from CUDA graphs: one launch in place of a hundred.
 
-    The result is called like the model and gives the same bits. For a shape, dtype and axis of lengths seen first it
-    calls the model, and the second time captures a graph; from then on it copies the input, starts the graph and
-    copies the result. The model may be trained, loaded or changed in between: weights are compared at every call,
-    and where anything else has changed a new graph is captured. On a CPU, with gradients, in training mode with
-    dropout, with hooks and for layers of your own it calls the model.
+    The result is called like the model and gives the same bits. Inputs of a shape, dtype, axis of lengths and autocast
+    seen first are computed by the model, the second time a graph is captured; from then on the input is copied, the
+    graph started and the result copied. The model may be trained, loaded or changed in between: weights are compared
+    at every call, and where anything else has changed graphs are captured anew. On a CPU, with gradients, in training
+    mode with dropout, with hooks, for a `forward` or layers of your own, and after a capture that failed, which is
+    logged, it calls the model.
 
-    A graph holds the memory of a pass, which all graphs of one `graphed` share, and its input. Calls from several
-    threads and streams wait for one another.
+    The graphs share the memory of one pass, and each has an input besides. Calls from several threads and streams wait
+    for one another.
 
     Args:
         model: on any device.
@@ -181,17 +296,31 @@ def graphed(model: SepTr, most: int = 8) -> GraphedSepTr:
     return GraphedSepTr(model, most)
 
 
-def _key(x: Tensor, valid: Lengths | None) -> Hashable:
+def _plainly(model: SepTr, x: Tensor) -> bool:
+    """Whether a call is the model's own whatever its blocks are."""
+    if torch.is_grad_enabled() or records() or differentiates_forward() or torch._C._len_torch_dispatch_stack():
+        return True
+    own = type(model).forward is not SepTr.forward or type(model).__call__ is not nn.Module.__call__
+    if own or "forward" in vars(model) or model._compiled_call_impl is not None:
+        return True
+    return type(x) is not Tensor or not x.numel()
+
+
+def _key(x: Tensor, lengths: Lengths | None) -> Hashable:
     """What one graph serves: inputs, and settings of PyTorch that a call depends on."""
     autocast = torch.get_autocast_dtype(x.device.type) if autocasts(x.device.type) else None
-    precise = torch.backends.cuda.matmul
-    reduced = (precise.allow_bf16_reduced_precision_reduction, precise.allow_fp16_reduced_precision_reduction)
-    settings = (autocast, input_precision(), reduced, torch.are_deterministic_algorithms_enabled())
-    return (x.shape, x.dtype, x.device, None if valid is None else valid.axis, settings)
+    flags = tuple(getattr(torch.backends.cuda.matmul, name, None) for name in _FLAGS)
+    kernels = (torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.mem_efficient_sdp_enabled())
+    settings = (autocast, input_precision(), flags, kernels, torch.are_deterministic_algorithms_enabled())
+    return (x.shape, x.stride(), x.dtype, x.device, None if lengths is None else lengths.axis, settings)
 
 
-def _state(model: SepTr) -> object:
-    """What a graph was captured of, but for the values of parameters."""
-    own = [(type(m), [v for v in vars(m).values() if type(v) in PLAIN]) for m in model.modules()]
-    places = [(x.data_ptr(), x.shape, x.stride(), x.dtype) for x in tensors_below(model)]
-    return own, places, [id(block._cache.entry) for block in model.blocks]
+@contextmanager
+def _without_autocast_cache() -> Iterator[None]:
+    """Let autocast keep none of the parameters that it rounds: a graph would read them when they are gone."""
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)

@@ -104,7 +104,7 @@ def _as_tensor(lengths: Sequence[int] | Tensor) -> Tensor:
         check_dense(lengths, "lengths")
         return lengths
     try:
-        tensor = torch.as_tensor(lengths)
+        tensor = torch.as_tensor(lengths, device="cpu")  # whatever the default device is
         return tensor if tensor.numel() else tensor.to(torch.int64)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"lengths: expected integers, one for each sample, got {lengths!r}: {error}") from error
