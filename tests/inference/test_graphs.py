@@ -195,10 +195,8 @@ def formulation(model: SepTr) -> None:
 
 
 def another_transformer(model: SepTr) -> None:
-    model.blocks[1].transformer_h, model.blocks[1].transformer_w = (
-        model.blocks[1].transformer_w,
-        model.blocks[1].transformer_h,
-    )
+    block = model.blocks[1]
+    block.transformer_h, block.transformer_w = block.transformer_w, block.transformer_h
 
 
 CHANGES = [another_parameter, another_storage, assigned, another_dtype, another_class_token]
