@@ -94,13 +94,6 @@ def inner_products(
 
 
 @triton.jit
-def load_source(source, offs_d, SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, EVEN: tl.constexpr):
-    """`load_tile` of tokens from their source (pointer, tokens, strides, number of tokens)."""
-    ptr, offs_m, strides, _ = source
-    return load_tile(ptr, offs_m, offs_d, strides[2], strides[4], SIZE, HEAD_DIM, EVEN)
-
-
-@triton.jit
 def load_slice(source, offs_d, HEAD_DIM: tl.constexpr):
     """Load the features `offs_d` of tokens from their source (pointer, tokens, strides, number of tokens)."""
     ptr, offs_m, strides, size = source
