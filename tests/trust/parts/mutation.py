@@ -33,7 +33,7 @@ CANNOT = (
     "A cast is not dropped where a store or arithmetic with float32 makes up for it."
 )
 
-LONG, SHORT = 364, 5
+LONG, SHORT = 400, 5
 SHARE, SHORT_SHARE = 0.95, 0.75
 """Of mutants that have to be found."""
 CASES, SHORT_CASES, EQUIVALENT_CASES = 60, 10, 10
