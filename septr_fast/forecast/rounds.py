@@ -25,6 +25,8 @@ WAITS = frozenset({"BRA", "SYNCS", "NANOSLEEP", "NOP", "YIELD", "WARPSYNC"})
 """What a loop consists of that does nothing but wait."""
 ALLOCATES = "UTCATOMSWS"
 """Asks for tensor memory, in a loop of its own until another program has given back enough."""
+JUMPS = ("BRA", "CALL")
+"""Of these CALL also leaves loops: then nothing returns from there."""
 ENDS = ("EXIT", "RET", "BRX", "JMX")
 """Instructions behind which nothing follows, unless they have a guard."""
 LONGEST_UNROLLED = 16
@@ -119,14 +121,14 @@ def _only_waits(names: set[str]) -> bool:
 
 def _blocks(code: Sequence[Instruction]) -> dict[int, list[Instruction]]:
     """Instructions that are executed one after the other, by the address of the first."""
-    targets = {target(one) for one in code if one.name == "BRA"}
+    targets = {target(one) for one in code if one.name in JUMPS}
     blocks: dict[int, list[Instruction]] = {}
     block: list[Instruction] = []
     for one in code:
         if not block or one.address in targets:
             block = blocks.setdefault(one.address, [])
         block.append(one)
-        if one.name == "BRA" or one.name in ENDS:
+        if one.name in (*JUMPS, *ENDS):
             block = []
     return blocks
 
@@ -134,7 +136,7 @@ def _blocks(code: Sequence[Instruction]) -> dict[int, list[Instruction]]:
 def _followers(block: Sequence[Instruction], blocks: Mapping[int, list[Instruction]]) -> set[int]:
     """The blocks that may come next."""
     last, starts = block[-1], list(blocks)
-    followers = {target(last)} & blocks.keys() if last.name == "BRA" else set()
+    followers = {target(last)} & blocks.keys() if last.name in JUMPS else set()
     conditional = last.guard is not None or len(last.operands) > 1
     if conditional or (last.name != "BRA" and last.name not in ENDS):
         place = starts.index(block[0].address) + 1

@@ -71,6 +71,12 @@ def test_what_no_way_leads_to_is_no_loop() -> None:
     assert rounds.machine_loops(instructions(numbered(lines))) == []
 
 
+def test_a_call_that_leaves_a_loop() -> None:
+    lines = ["MOV R1, R2;", "FADD R4, R4, R3;", "@!P0 CALL.REL.NOINC 0x40;", "BRA 0x10;", "FMUL R4, R4, R3;"]
+    lines += ["@P1 BRA 0x0;", "EXIT;"]
+    assert spans(rounds.machine_loops(instructions(numbered(lines)))) == [((0x0, 0x50), [((0x10, 0x30), [])])]
+
+
 def test_loops_beside_one_another_stand_in_order() -> None:
     lines = ["FADD R4, R4, R3;", "@P1 BRA 0x0;", "FMUL R4, R4, R3;", "@UP0 BRA.U 0x20;", "EXIT;"]
     assert spans(rounds.machine_loops(instructions(numbered(lines)))) == [((0x0, 0x10), []), ((0x20, 0x30), [])]
