@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from .low_rank import ScoreTables, TokenFactors, coefficients, multiply, token_factors, values, values_backward
+from .low_rank import ScoreTables, TokenFactors, coefficients, token_factors, values, values_backward
 from .low_rank_backward import coefficients_backward, token_factors_backward
 from .operators import along
 from .passes import Layers, add_mlp, add_mlp_backward, add_up, branch_gradient, chunks, parts, sequences
@@ -88,12 +88,12 @@ def forward(
         body, front, _ = coefficients(_cut(factors, sequences(chunk, count)), tables.scores, tables.dtype)
         branch = torch.addmm(bias, body, matrix).view(*rows[chunk].shape[:3], dim)
         cls_branch[chunk] = torch.addmm(bias, front, matrix).view(cls_branch[chunk].shape)
-        tokens = multiply(rows[chunk].float(), tables.token_weight.t()).to(dtype)
         kept = None if middle is None else along(middle, axis)[chunk]
-        add_mlp(tokens, tables.token_bias[1:], branch, tables.layers, eps, kept, along(out, axis)[chunk])
+        tokens = _tokens(rows[chunk].float(), tables, dtype)
+        add_mlp(tokens, None, branch, tables.layers, eps, kept, along(out, axis)[chunk])
     kept = None if cls_middle is None else cls_middle.unsqueeze(2)
-    nothing = out.new_zeros(dim).expand(batch, count, 1, dim)
-    add_mlp(nothing, tables.token_bias[:1], cls_branch.unsqueeze(2), tables.layers, eps, kept, cls_out.unsqueeze(2))
+    cls_token = tables.token_bias[:1].to(dtype).expand(batch, count, 1, dim)
+    add_mlp(cls_token, None, cls_branch.unsqueeze(2), tables.layers, eps, kept, cls_out.unsqueeze(2))
     return out, cls_out, middle, cls_middle
 
 
@@ -152,6 +152,15 @@ def backward(
     if grad_pixels is None or through_scores is None:
         return None, sums
     return along((grad_pixels + through_scores).to(pixels.dtype), axis).contiguous(), sums
+
+
+def _tokens(pixels: Tensor, tables: Tables, dtype: torch.dtype) -> Tensor:
+    """The tokens `s A + c` of float32 pixels `(…, length, channels)`, rounded once."""
+    constant, matrix = tables.token_bias[1:], tables.token_weight.t()
+    tokens = torch.empty(*pixels.shape[:-1], matrix.shape[1], dtype=dtype, device=pixels.device)
+    if len(matrix) == 1:
+        return torch.addcmul(constant, pixels, matrix, out=tokens)
+    return torch.add(pixels @ matrix, constant, out=tokens)
 
 
 def _value_matrix(tables: Tables) -> Tensor:

@@ -8,10 +8,11 @@ Of every token of a grid seen as `(batch, rows, length, dim)`, in any strides, w
 
 One program takes a tile of tokens through all of it: the normalized tile stays on chip, the hidden layer goes
 by in chunks, and nothing of it is stored. Products take operands in the weights' dtype and are summed up in
-float32, as are y and z; y is rounded to the dtype of the residual stream before it is normalized. Where y is
-kept, or wider than the products' operands, registers are short: "mlp_fwd_wide" has tiles of its own.
+float32, as are y and z; y is rounded to the dtype of the residual stream before it is normalized, written, and read
+again when z is made of it: in registers it would leave no room for the products. Where one of its
+summands is wider than their operands, registers are short: "mlp_fwd_wide" has tiles of its own.
 
-Saved for backward: y alone; see `mlp_backward.py`.
+Saved for backward: y alone; see `mlp_backward.py`. Where nothing is saved z takes its place.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ DENSITY_AT_ZERO = tl.constexpr(0.3989422804014327)
 MINUS_HALF_LOG2E = tl.constexpr(-0.7213475204444817)
 TAIL = tl.constexpr((-1.0, -1.150809, -0.4606245, -0.05069786, 0.006481746, -0.0003776976))
 """log₂ Φ(-a) as a polynomial in a, by weighted least squares (Lawson's) for a from 0 to 5; it falls beyond."""
-PIECE = tl.constexpr(64)
+PIECE = tl.constexpr(1024)
 
 
 @triton.jit
@@ -69,14 +70,15 @@ def normal_density(h):
 
 
 @triton.jit
-def pieces(tile):
-    """The columns of a tile in a tuple of tiles no wider than `PIECE`."""
+def pieces(tile, dtype: tl.constexpr):
+    """The columns of a tile in a tuple of tiles whose rows take no more than `PIECE` bits in `dtype`."""
     COLUMNS: tl.constexpr = tile.shape[1] // 2
-    if COLUMNS < PIECE:
+    BITS: tl.constexpr = COLUMNS * dtype.primitive_bitwidth
+    if BITS < PIECE:
         parts = (tile,)
     else:
         left, right = tl.split(tl.permute(tl.reshape(tile, (tile.shape[0], 2, COLUMNS)), (0, 2, 1)))
-        parts = pieces(left) + pieces(right)
+        parts = pieces(left, dtype) + pieces(right, dtype)
     return parts
 
 
@@ -141,7 +143,7 @@ def mlp_fwd_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
-    """Write z, and y where it is kept, of one tile of tokens."""
+    """Write y and z, in one place or in two, of one tile of tokens."""
     dtype: tl.constexpr = hidden_weight_ptr.dtype.element_ty
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_d = tl.arange(0, BLOCK_D)
@@ -150,9 +152,7 @@ def mlp_fwd_kernel(
     stream = (x_ptr, pos_ptr, branch_ptr, x_strides, pos_strides, branch_strides)
     # (BLOCK_M, BLOCK_D)
     y = load_residual(stream, offs_m, offs_d, mask_m, ROWS, LENGTH, WIDTH)
-    if y_ptr is not None:
-        offs_y = token_offsets(offs_m, ROWS, LENGTH, y_strides)
-        store_tokens(y_ptr, y, offs_y, offs_d, y_strides[3], mask_m, WIDTH)
+    store_tokens(y_ptr, y, token_offsets(offs_m, ROWS, LENGTH, y_strides), offs_d, y_strides[3], mask_m, WIDTH)
     hat, _ = standardize(y, offs_d, eps, WIDTH)
     hat = hat.to(dtype)
     # (BLOCK_M, BLOCK_D)
@@ -168,15 +168,13 @@ def mlp_fwd_kernel(
         # (BLOCK_D, BLOCK_H)
         out_weight = load_weight(out_weight_ptr, offs_d, start + offs_h, out_weight_strides, WIDTH, HIDDEN)
         out = dot(activated, tl.trans(out_weight), out, input_precision=INPUT_PRECISION)
-    if y_ptr is not None:  # What is read again are then sums that other threads have written above.
-        tl.debug_barrier()
-        stream = (y_ptr, None, None, y_strides, pos_strides, branch_strides)
-    parts = pieces(out)
+    tl.debug_barrier()  # What is read again are sums that other threads have written above.
+    parts = pieces(out, y_ptr.dtype.element_ty)
     for index in tl.static_range(len(parts)):
         offs_d = index * parts[0].shape[1] + tl.arange(0, parts[0].shape[1])
-        # (BLOCK_M, at most PIECE)
-        y = load_residual(stream, offs_m, offs_d, mask_m, ROWS, LENGTH, WIDTH)
-        z = y + (parts[index] + load_bias(out_bias_ptr, offs_d, out_bias_strides[0], WIDTH)[None, :])
+        # (BLOCK_M, a piece)
+        y = load_tokens(y_ptr, token_offsets(offs_m, ROWS, LENGTH, y_strides), offs_d, y_strides[3], mask_m, WIDTH)
+        z = y + load_bias(out_bias_ptr, offs_d, out_bias_strides[0], WIDTH)[None, :] + parts[index]
         store_tokens(z_ptr, z, token_offsets(offs_m, ROWS, LENGTH, z_strides), offs_d, z_strides[3], mask_m, WIDTH)
 
 
@@ -206,13 +204,14 @@ def mlp(
         out_bias: `(dim,)`.
         eps: added to the variance of a token.
         y: `(batch, rows, length, dim)` in the dtype of `x`, written, or None where it need not be kept.
-        z: `(batch, rows, length, dim)`, written; may be `x`, unless that repeats values by strides of 0.
+        z: like `y`, written; may be `x`, unless that repeats values by strides of 0.
 
     Raises:
         LookupError: where no configuration serves `dim` features.
     """
-    light = y is None and x.dtype.itemsize <= hidden_weight.dtype.itemsize
-    name = "mlp_fwd" if light else "mlp_fwd_wide"
+    y = z if y is None else y
+    widest = max(summand.dtype.itemsize for summand in (x, pos, branch) if summand is not None)
+    name = "mlp_fwd" if widest <= hidden_weight.dtype.itemsize else "mlp_fwd_wide"
     layers = {"hidden_weight": hidden_weight, "hidden_bias": hidden_bias, "out_weight": out_weight}
     arguments = operands(x=x, pos=pos, branch=branch, **layers, out_bias=out_bias, y=y, z=z)
     config = launch.choose(name, x.device, hidden_weight.dtype, x.shape[3])

@@ -45,6 +45,13 @@ class Gradients(NamedTuple):
 
 
 @triton.jit
+def load_packed(ptr, tokens, offs_d, mask_m, WIDTH: tl.constexpr):
+    """Load tokens of a contiguous `(tokens, WIDTH)` in its dtype, zero where masked and beyond `WIDTH`."""
+    ptrs = ptr + (tokens * WIDTH)[:, None] + offs_d.to(tl.int64)[None, :]
+    return tl.load(ptrs, mask=mask_m[:, None] & (offs_d < WIDTH)[None, :], other=0.0)
+
+
+@triton.jit
 def mlp_bwd_kernel(
     y_ptr,
     grad_z_ptr,
@@ -72,8 +79,13 @@ def mlp_bwd_kernel(
     INPUT_PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_H: tl.constexpr,
+    RELOAD: tl.constexpr = 0,
 ):
-    """Write dy, n(y), gelu(h), dh and, where asked for, dz in the weights' dtype of one tile of tokens."""
+    """Write dy, n(y), gelu(h), dh and, where asked for, dz in the weights' dtype of one tile of tokens.
+
+    With `RELOAD` the products take n(y) and dz from where they were written: Triton leaves what was loaded in shared
+    memory for an sm_90's tensor cores, and brings what was computed through registers in every round.
+    """
     dtype: tl.constexpr = hidden_weight_ptr.dtype.element_ty
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_d = tl.arange(0, BLOCK_D)
@@ -91,6 +103,11 @@ def mlp_bwd_kernel(
     grad_z = load_tokens(grad_z_ptr, offs_grad_z, offs_d, grad_z_strides[3], mask_m, WIDTH).to(dtype)
     if rounded_ptr is not None:
         store_tokens(rounded_ptr, grad_z, packed * WIDTH, offs_d, 1, mask_m, WIDTH)
+    if RELOAD:
+        tl.debug_barrier()  # What is read was written by other threads.
+        hat = load_packed(hat_ptr, packed, offs_d, mask_m, WIDTH)
+        if rounded_ptr is not None:
+            grad_z = load_packed(rounded_ptr, packed, offs_d, mask_m, WIDTH)
     # (BLOCK_M, BLOCK_D)
     grad_hat = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     # (BLOCK_M,)
@@ -113,10 +130,10 @@ def mlp_bwd_kernel(
         grad_hat = dot(grad_h, hidden_weight, grad_hat, input_precision=INPUT_PRECISION)
         grad_hat_hat += sum_of_products(grad_h.to(tl.float32), product, 1)
     mean = tl.sum(grad_hat, 1) / WIDTH
-    parts = pieces(grad_hat)
+    parts = pieces(grad_hat, y_ptr.dtype.element_ty)
     for index in tl.static_range(len(parts)):
         offs_d = index * parts[0].shape[1] + tl.arange(0, parts[0].shape[1])
-        # (BLOCK_M, at most PIECE)
+        # (BLOCK_M, a piece)
         y = load_tokens(y_ptr, token_offsets(offs_m, ROWS, LENGTH, y_strides), offs_d, y_strides[3], mask_m, WIDTH)
         hat = (y - mean_y[:, None]) * r[:, None]
         grad_y = r[:, None] * (parts[index] - mean[:, None] - hat * (grad_hat_hat / WIDTH)[:, None])

@@ -67,7 +67,7 @@ def parts(tokens: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
 
 
 def add_mlp(
-    x: Tensor, pos: Tensor, branch: Tensor, layers: Layers, eps: float, middle: Tensor | None, out: Tensor
+    x: Tensor, pos: Tensor | None, branch: Tensor, layers: Layers, eps: float, middle: Tensor | None, out: Tensor
 ) -> None:
     """Write `middle = x + pos + branch`, where it is kept, and `out = middle + MLP(middle)`; see `mlp.mlp`."""
     mlp(

@@ -16,6 +16,10 @@ LARGE = (80, 90, 100)
 """Architectures with more than 160 KB of shared memory for a block."""
 
 
+SWITCHES = ("FUSED", "TOGETHER", "RELOAD")
+"""Tiles that are 0 or 1."""
+
+
 class Row(NamedTuple):
     """A configuration and what it serves.
 
@@ -43,7 +47,7 @@ ATTENTION: tuple[Row, ...] = (
     Row("axis_attention_fwd", EARLY, 2, 64, {"BLOCK_Q": 64, "BLOCK_K": 64, "BLOCK_C": 64}, 4, 1),
     Row("axis_attention_fwd", (90,), 2, 256, {"BLOCK_Q": 64, "BLOCK_K": 128, "BLOCK_C": 256, "TOGETHER": 1}, 4, 1),
     Row("axis_attention_fwd", (80,), 2, 256, {"BLOCK_Q": 32, "BLOCK_K": 128, "BLOCK_C": 256, "TOGETHER": 1}, 4, 1),
-    Row("axis_attention_fwd", (100,), 2, 256, {"BLOCK_Q": 128, "BLOCK_K": 128, "BLOCK_C": 256}, 8, 1),
+    Row("axis_attention_fwd", (100,), 2, 256, {"BLOCK_Q": 128, "BLOCK_K": 128, "BLOCK_C": 256, "TOGETHER": 1}, 8, 1),
     Row("axis_attention_fwd", (86, 89, 120), 2, 256, {"BLOCK_Q": 64, "BLOCK_K": 64, "BLOCK_C": 256}, 4, 1),
     Row("axis_attention_fwd", ALL, 4, 256, {"BLOCK_Q": 64, "BLOCK_K": 32, "BLOCK_C": 32}, 8, 1),
     Row("axis_attention_fwd_direct", (80,), 2, 64, {"BLOCK_Q": 64, "BLOCK_K": 64, "BLOCK_C": 64}, 4, 1),
@@ -112,8 +116,9 @@ NORMALIZATION: tuple[Row, ...] = (
 
 MLP: tuple[Row, ...] = (
     Row("mlp_fwd", ALL, 2, 64, {"BLOCK_M": 64, "BLOCK_H": 64}, 4, 2),
-    Row("mlp_fwd", (80, 90), 2, 256, {"BLOCK_M": 128, "BLOCK_H": 64}, 8, 2),
-    Row("mlp_fwd", (100,), 2, 256, {"BLOCK_M": 128, "BLOCK_H": 32}, 8, 2),
+    Row("mlp_fwd", (90,), 2, 256, {"BLOCK_M": 128, "BLOCK_H": 32}, 8, 2),
+    Row("mlp_fwd", (80,), 2, 256, {"BLOCK_M": 128, "BLOCK_H": 64}, 8, 2),
+    Row("mlp_fwd", (100,), 2, 256, {"BLOCK_M": 128, "BLOCK_H": 64}, 8, 2),
     Row("mlp_fwd", (86, 89, 120), 2, 256, {"BLOCK_M": 64, "BLOCK_H": 32}, 8, 2),
     Row("mlp_fwd", ALL, 4, 64, {"BLOCK_M": 32, "BLOCK_H": 16}, 4, 1),
     Row("mlp_fwd", ALL, 4, 256, {"BLOCK_M": 32, "BLOCK_H": 16}, 8, 2),
@@ -125,7 +130,9 @@ MLP: tuple[Row, ...] = (
     Row("mlp_fwd_wide", ALL, 4, 64, {"BLOCK_M": 32, "BLOCK_H": 16}, 4, 1),
     Row("mlp_fwd_wide", ALL, 4, 256, {"BLOCK_M": 32, "BLOCK_H": 16}, 8, 2),
     Row("mlp_bwd", ALL, 2, 64, {"BLOCK_M": 64, "BLOCK_H": 64}, 4, 2),
-    Row("mlp_bwd", LARGE, 2, 256, {"BLOCK_M": 64, "BLOCK_H": 32}, 8, 2),
+    Row("mlp_bwd", (90,), 2, 256, {"BLOCK_M": 128, "BLOCK_H": 16, "RELOAD": 1}, 8, 2),
+    Row("mlp_bwd", (100,), 2, 256, {"BLOCK_M": 128, "BLOCK_H": 32}, 8, 2),
+    Row("mlp_bwd", (80,), 2, 256, {"BLOCK_M": 64, "BLOCK_H": 32}, 8, 2),
     Row("mlp_bwd", (86, 89, 120), 2, 256, {"BLOCK_M": 64, "BLOCK_H": 16}, 8, 2),
     Row("mlp_bwd", LARGE, 4, 256, {"BLOCK_M": 32, "BLOCK_H": 16}, 8, 2),
     Row("mlp_bwd", (86, 89, 120), 4, 256, {"BLOCK_M": 16, "BLOCK_H": 16}, 8, 2),

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from septr_fast.kernels.launch import Config
+from septr_fast.kernels.tables import SWITCHES
 
 LEAST_TILE = 8
 LARGEST_TILE = 512
@@ -18,9 +19,6 @@ ACCUMULATED = ("BLOCK_M", "BLOCK_Q")
 """Tiles that are the rows of sums in registers."""
 MOST_ACCUMULATED = 128
 """Registers of a thread that such sums may fill."""
-
-SWITCHES = ("FUSED", "TOGETHER")
-"""What is 0 or 1."""
 
 OF_PASSES = ("chunk", "attention_form")
 """Choices that are no kernel's: they have tiles alone, and are measured on whole passes."""

@@ -9,6 +9,7 @@ from unittest import mock
 
 import pytest
 import torch
+from support.versions import needs_kernels
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -101,7 +102,7 @@ class FromTheHost(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("form", ["merged", "direct", None])
-@pytest.mark.parametrize("backend", ["triton", "torch"])
+@pytest.mark.parametrize("backend", [pytest.param("triton", marks=needs_kernels), "torch"])
 @pytest.mark.parametrize("axis", [None, "width", "height"])
 def test_all_work_is_on_the_device(form: str | None, backend: str, axis: str | None) -> None:
     pytest.importorskip("triton")

@@ -11,7 +11,7 @@ pytest.importorskip("triton")
 from septr_fast.kernels import launch
 from septr_fast.kernels.mlp import TAIL, mlp
 from septr_fast.kernels.mlp_backward import mlp_backward
-from support.kernels.mlp_cases import DTYPES, EPS, PARAMETERS, SMALL, check, draw, kernel
+from support.kernels.mlp_cases import DTYPES, EPS, PARAMETERS, RELOADING, SMALL, check, draw, kernel
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 3.0, 8.0])
@@ -125,12 +125,27 @@ def test_same_bits_in_every_run(device: torch.device) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_accesses_stay_in_their_tensors(device: torch.device) -> None:
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("dim", "hidden"), [(17, 31), (64, 32)])
+def test_same_bits_where_what_is_normalized_is_read_again(
+    dim: int, hidden: int, dtype: torch.dtype, device: torch.device
+) -> None:
+    case = draw((2, 3, 7, dim), hidden, device, torch.float32, dtype)
+    with launch.override(SMALL):
+        expected = kernel(case)
+        with launch.override(RELOADING), launch.capture("mlp_bwd") as captured:
+            found = kernel(case)
+    assert [one.config.tiles["RELOAD"] for one in captured.launches] == [1]
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("reloading", [False, True])
+def test_accesses_stay_in_their_tensors(reloading: bool, device: torch.device) -> None:
     if device.type != "cpu":
         pytest.skip("accesses are seen in the interpreter alone")
     case = draw((1, 3, 7, 20), 24, device, layout="sliced")
     y, z, grad_y = (torch.empty(case.x.shape) for _ in range(3))
-    with launch.override(SMALL), trace_accesses() as trace:
+    with launch.override({**SMALL, **(RELOADING if reloading else {})}), trace_accesses() as trace:
         mlp(case.x, case.pos, case.branch, *case.weights(), EPS, y, z)
         mlp_backward(y, case.grad_z, *case.weights()[:3], EPS, grad_y)
     trace.assert_clean()

@@ -40,7 +40,9 @@ from septr_fast.reference import Transformer
 
 OFF = "SEPTR_FAST_TRIAL"
 """Set to 0 in the environment, kernels run untried."""
-KINDS = ("low-rank", "merged", "direct", "class-only")
+AUTOCAST = "merged, under autocast"
+"""Products in 16 bits beside a residual stream in float32."""
+KINDS = ("low-rank", "merged", "direct", "class-only", AUTOCAST)
 DIM, HEADS, DIM_HEAD, MLP_DIM = 32, 2, 16, 48
 BATCH, ROWS, LENGTH = 2, 3, 19
 TIMES, ROUNDINGS = 4, 4
@@ -130,7 +132,11 @@ def figures(device: torch.device, dtype: torch.dtype) -> list[Figure]:
     It runs in a thread of its own, in which no mode, autocast, graph or inference mode of the caller is on.
     """
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(lambda: [one for kind in KINDS for one in _figures(kind, device, dtype)]).result()
+        return thread.submit(lambda: [one for kind in _kinds(dtype) for one in _figures(kind, device, dtype)]).result()
+
+
+def _kinds(dtype: torch.dtype) -> list[str]:
+    return [kind for kind in KINDS if kind != AUTOCAST or dtype != torch.float32]
 
 
 def why_no_launch() -> str | None:
@@ -176,7 +182,7 @@ class _Operands(nn.Module):
                     parameter.add_(1)
 
     def run(self, kind: str, passes: ModuleType, dtype: torch.dtype) -> Sequence[Tensor]:
-        """The results of a pass: weights folded as they are, then cast to `dtype`, as the tokens are."""
+        """The results of a pass: weights folded as they are, then cast to `dtype`, as most tokens are."""
         settings = Settings("width", dtype=dtype)
         mlp = to_dtype(fold_mlp(self.transformer), dtype)
         given = dict(self.named_parameters(recurse=False))
@@ -184,10 +190,11 @@ class _Operands(nn.Module):
             tables = fold_low_rank(self.transformer, self.projection, given["cls_token"], given["positions"])
             low_rank: Sequence[Tensor] = passes.low_rank_pass(given["pixels"].to(dtype), Folded(tables, mlp), settings)
             return low_rank
-        fold = fold_merged if kind == "merged" else fold_direct
+        fold = fold_merged if kind in ("merged", AUTOCAST) else fold_direct
         weights = Folded(to_dtype(fold(self.transformer), dtype), mlp)  # type: ignore[type-var]
         cls_token = given["cls_token"].expand(BATCH, -1)
-        tokens = [x.to(dtype) for x in (given["grid"], cls_token, given["positions"])]
+        residual = torch.promote_types(dtype, torch.float32) if kind == AUTOCAST else dtype
+        tokens = [x.to(residual) for x in (given["grid"], cls_token, given["positions"])]
         run = passes.class_only_pass if kind == "class-only" else passes.axis_pass
         results = run(*tokens, weights, settings)
         return (results,) if isinstance(results, Tensor) else results

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 import septr_fast.kernels as kernels
-from septr_fast.kernels.tables import TABLES, Row
+from septr_fast.kernels.tables import SWITCHES, TABLES, Row
 from septr_fast.passes import backend
 from septr_fast.passes.folders import why_not_private
 
@@ -121,7 +121,7 @@ def _row(entry: Any, capability: int | None) -> Row:
     limits = {"warps": MOST_WARPS, **dict.fromkeys(tiles, LARGEST_TILE)}
     for name, limit in limits.items():
         value = {**tiles, "warps": entry.get("warps")}[name]
-        least = 0 if name in ("FUSED", "TOGETHER") else 1
+        least = 0 if name in SWITCHES else 1
         if type(value) is not int or not least <= value <= limit or value & (value - 1):
             raise ValueError(f"{known[0].kernel}: expected a power of two up to {limit} for {name}, got {value!r}")
     ranges = {"stages": (1, MOST_STAGES), "itemsize": (2, 4), "width": (1, LARGEST_TILE)}

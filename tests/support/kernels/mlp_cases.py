@@ -26,6 +26,9 @@ TILES = launch.Config({"BLOCK_M": 16, "BLOCK_H": 32}, stages=2)
 SMALL = {"mlp_fwd": TILES, "mlp_fwd_wide": TILES, "mlp_bwd": TILES}
 
 
+RELOADING = {"mlp_bwd": launch.Config({**TILES.tiles, "RELOAD": 1}, stages=2)}
+
+
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 

@@ -21,7 +21,7 @@ def main(cache: Path) -> None:
     """Print the findings by identity."""
     distinct = {}
     for config in kernel_launches.MODELS.values():
-        for launch in kernel_launches.launches(config, torch.bfloat16, ARCHITECTURE, mixed=False):
+        for launch in kernel_launches.launches(config, torch.bfloat16, ARCHITECTURE):
             distinct.setdefault(launch.name, launch)
     launches = {compiled.identity(launch, ARCHITECTURE): (launch, ARCHITECTURE) for launch in distinct.values()}
     found = compiled.compile_all(launches, cache, 2, lambda: None)

@@ -40,7 +40,7 @@ EQUIVALENT: dict[str, str] = {
     "folding.read_attention: cast dropped: out.bias.to(dtype) -> out.bias": (
         "It is used once, in a sum with a vector of the wider dtype, to which the sum converts it."
     ),
-    "mlp.pieces: bound: COLUMNS < PIECE -> COLUMNS <= PIECE": "The same columns, in other pieces.",
+    "mlp.pieces: bound: BITS < PIECE -> BITS <= PIECE": "The same columns, in other pieces.",
     "mlp.normal_distribution: bound: h < 0 -> h <= 0": "Of zero both tails are one half.",
     _changed("mlp.load_bias", _BIAS): (
         "Beyond the hidden layer the second layer's weights are zero; beyond the features nothing is stored."

@@ -50,8 +50,8 @@ ADDRESSING = "addressing"
 CPU = torch.device("cpu")
 SLICES = attention_cases.tiles(block_c=16)
 """Configurations in which the features of a token are summed up in slices."""
-TOGETHER = attention_cases.tiles(heads_together=True)
-"""Those in which a program takes all heads that share keys."""
+SWITCHED = {**attention_cases.tiles(heads_together=True), **mlp_cases.RELOADING}
+"""Those in which a program takes all heads that share keys, and in which n(y) is read again."""
 
 
 _HOOKS: dict[str, Callable[[Any], Any]] = {
@@ -229,7 +229,7 @@ def _in_chunks_of_a_row(case: ModelCase) -> None:
 
 def _operator(case: OperatorCase) -> bool:
     """As in the fuzzing, every second attention in slices of features, every fourth with heads together."""
-    with launch.override({**TILES, **(SLICES if case.seed % 2 else {} if case.seed % 4 else TOGETHER)}):
+    with launch.override({**TILES, **(SLICES if case.seed % 2 else {} if case.seed % 4 else SWITCHED)}):
         return judge(lambda number: operator_triple(case, number), case.seed)
 
 

@@ -140,16 +140,20 @@ def draw(number: int) -> Drawn:
         valid = torch.tensor([random.randint(1, most) for _ in range(batch)])
         case = replace(case, lengths=Lengths(along, valid))
         name += f", padded along the {along} to {valid.tolist()}"
-    tiles = _tiles(MOST_TOKENS if batch * rows * length > MOST_TOKENS + 2 else random.choice((1, 2, 4)))
+    tokens = MOST_TOKENS if batch * rows * length > MOST_TOKENS + 2 else random.choice((1, 2, 4))
+    tiles = _tiles(tokens, random.choice((0, 1)))
     tiles["attention_form"] = launch.Config({"FUSED": int(kind == "merged, fused")})
     return Drawn(name, lambda: pass_cases.step(case, "triton", gradients), tiles)
 
 
-def _tiles(tokens: int) -> dict[str, launch.Config]:
-    """Tiles of `tokens` tokens in normalization and MLP, and of one sequence in the gradients of normalization."""
-    of_mlp = {
-        name: launch.Config({"BLOCK_M": tokens, "BLOCK_H": 16}) for name in ("mlp_fwd", "mlp_fwd_wide", "mlp_bwd")
-    }
+def _tiles(tokens: int, reloads: int) -> dict[str, launch.Config]:
+    """Tiles of `tokens` tokens in normalization and MLP, and of one sequence in the gradients of normalization.
+
+    With `reloads` the gradients of the MLP read what they have written.
+    """
+    sizes = {"BLOCK_M": tokens, "BLOCK_H": 16}
+    of_mlp = {name: launch.Config(sizes) for name in ("mlp_fwd", "mlp_fwd_wide")}
+    of_mlp["mlp_bwd"] = launch.Config({**sizes, "RELOAD": reloads})
     backward = launch.Config({"BLOCK_L": 16, "SEQUENCES": 1})
     return {**TILES, **of_mlp, "normalize": launch.Config({"BLOCK_M": tokens}), "normalize_bwd": backward}
 
