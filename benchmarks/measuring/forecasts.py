@@ -19,6 +19,7 @@ import torch
 
 from benchmarks.suite.stamp import ROOT, stamp
 from septr_fast.forecast import forecasts, known
+from septr_fast.forecast.measured import at_hand
 from septr_fast.report.tables import markdown
 from septr_fast.report.units import duration
 
@@ -31,8 +32,8 @@ LONGEST = 12
 """Rows of a table of kernels."""
 HEAD = """# Forecast: what a GPU should take
 
-Made by `python -m benchmarks.measuring.forecasts`; edits by hand are lost. **Nothing on this page was measured on a
-GPU.** The default model's kernels were compiled for each GPU's architecture, their machine code read, and times
+Made by `python -m benchmarks.measuring.forecasts`; edits by hand are lost. **No forecast on this page was measured
+on a GPU.** The default model's kernels were compiled for each GPU's architecture, their machine code read, and times
 reckoned from what a program asks of each unit of a multiprocessor and of memory. Forecasts of kernels that others have
 published figures of are off by {mean:.0%} on average, and by {error:.0%} where the figure had no part in the fit:
 every time on this page is uncertain by that, at least. A measured figure, once there is one in
@@ -60,7 +61,7 @@ def measure(cache: Path, jobs: int) -> dict[str, Any]:
     made = [
         one
         for training in (False, True)
-        for one in forecasts.forecasts({}, DEVICES, BATCHES, training, cache, jobs, _silent)
+        for one in forecasts.forecasts({}, DEVICES, BATCHES, training, cache, jobs, _silent, at_hand())
     ]
     return {
         "stamp": stamp(torch.device("cpu")),
@@ -101,13 +102,23 @@ def _machine(told: Mapping[str, Any]) -> str:
 
 
 def _passes(made: Iterable[Mapping[str, Any]]) -> str:
-    header = ("forecast for", "pass", "batch", "GPU", "host", "spectrograms/s, GPU alone", "by the mean error")
+    header = (
+        "forecast for",
+        "pass",
+        "batch",
+        "GPU",
+        "host",
+        "spectrograms/s, GPU alone",
+        "by the mean error, or measured",
+    )
     rows = []
     for one in made:
         low, high = one["per_second_range"]
         kind = "training step" if one["training"] else "forward"
         host = "-" if one["host_seconds"] is None else duration(one["host_seconds"])
         rate = f"{one['per_second']:,.0f}", f"{low:,.0f} to {high:,.0f}"
+        if one["measured"] is not None:
+            rate = rate[0], f"measured: {one['measured']['per_second']:,.0f}"
         rows.append((one["device"], kind, str(one["batch"]), duration(one["gpu_seconds"]), host, *rate))
     return markdown(header, rows)
 

@@ -31,6 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--published", action="store_true", help="only published figures beside their forecasts")
     parser.add_argument("--cache", type=Path, default=CACHE, help="folder of earlier results (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="kernels compiled at a time")
+    parser.add_argument(
+        "--measured",
+        nargs="+",
+        type=Path,
+        help="results of the benchmarks on GPUs (default: the project's, if at hand)",
+    )
 
 
 def run(
@@ -41,9 +47,12 @@ def run(
     published: bool,
     cache: Path,
     jobs: int,
+    measured: Sequence[Path] | None = None,
     config: Mapping[str, Any] | None = None,
 ) -> int:
     """Print forecasts of the default model in bfloat16, each with the error of forecasts of published figures.
+
+    What was measured goes before them.
 
     Args:
         device: names of `septr_fast.forecast.devices.DEVICES`.
@@ -53,10 +62,11 @@ def run(
         published: whether to print published figures beside their forecasts, and nothing else.
         cache: folder of earlier results.
         jobs: kernels compiled at a time.
+        measured: files of results on GPUs; None for the project's, which an installed package does not hold.
         config: constructor arguments of `SepTr` for another model.
 
     Returns:
-        The exit status: 2 without Triton.
+        The exit status: 2 without Triton, or where a file holds no results.
     """
     try:
         import triton
@@ -64,13 +74,19 @@ def run(
         sys.stderr.write("septr-fast forecast: the package triton is not installed\n")
         return 2
     if triton.knobs.runtime.interpret:
-        return _without_interpreter(device, batch, training, as_json, published, cache, jobs)
+        return _without_interpreter(device, batch, training, as_json, published, cache, jobs, measured)
     from septr_fast.forecast import forecasts
+    from septr_fast.forecast.measured import at_hand
 
+    try:
+        runs = at_hand(measured)
+    except ValueError as error:
+        sys.stderr.write(f"septr-fast forecast: {error}\n")
+        return 2
     found = forecasts.published(cache, jobs, _progress)
     made = []
     if not published:
-        made = forecasts.forecasts(config or {}, device, batch, training, cache, jobs, _progress)
+        made = forecasts.forecasts(config or {}, device, batch, training, cache, jobs, _progress, runs)
     if as_json:
         told = {"published": [forecasts.as_json(one) for one in found], "error": forecasts.ERROR, "forecasts": made}
         sys.stdout.write(json.dumps(told, indent=1) + "\n")
@@ -103,6 +119,7 @@ def _table(one: Mapping[str, Any]) -> str:
         rows.append((line["name"], str(line["count"]), time, line["bound"], str(line["resident"] or "-"), cycles))
     low, high = one["per_second_range"]
     lines = [
+        *_measured(one),
         title,
         *aligned(rows),
         f"GPU {duration(one['gpu_seconds'])}: {one['per_second']:,.0f} spectrograms a second "
@@ -118,6 +135,19 @@ def _table(one: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _measured(one: Mapping[str, Any]) -> list[str]:
+    """What goes before the forecast, if anything was measured."""
+    found = one["measured"]
+    if found is None:
+        return []
+    what = "training step and optimizer" if one["training"] else "forward pass"
+    return [
+        f"MEASURED: {what}, batch {one['batch']}, bfloat16, {found['device']}, commit {found['commit']}: "
+        f"{duration(found['seconds'])}, {found['per_second']:,.0f} spectrograms a second; "
+        f"the forecast below is off by {one['off_by']:+.0%}"
+    ]
+
+
 def _without_interpreter(
     device: Sequence[str],
     batch: Sequence[int],
@@ -126,9 +156,11 @@ def _without_interpreter(
     published: bool,
     cache: Path,
     jobs: int,
+    measured: Sequence[Path] | None,
 ) -> int:
     """Start the forecast in a process of its own: kernels that were imported to be interpreted do not compile."""
     options = ["--device", *device, "--batch", *map(str, batch), "--cache", str(cache), "--jobs", str(jobs)]
+    options += ["--measured", *map(str, measured)] if measured is not None else []
     flags = {"--training": training, "--json": as_json, "--published": published}
     command = [sys.executable, "-m", "septr_fast", "forecast", *options, *(name for name, on in flags.items() if on)]
     return subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "0"}).returncode

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-from septr_fast.forecast import host, known, times, work
+from septr_fast.forecast import host, known, measured, times, work
 from septr_fast.forecast.devices import DEVICES
 from septr_fast.forecast.known import Checked
 from septr_fast.forecast.steps import counted, steps
 from septr_fast.forecast.times import Fit
 from septr_fast.kernels.launch import Launch
+from septr_fast.report.results import Run
 from septr_fast.tuning import executed
 
 FIT = Fit(0.45, 20.0)
@@ -39,8 +40,9 @@ def forecasts(
     cache: Path,
     jobs: int,
     progress: Progress,
+    runs: Sequence[Run] = (),
 ) -> list[dict[str, Any]]:
-    """A forecast for each device and batch, as plain values.
+    """A forecast for each device and batch, as plain values, with what was measured of the default model.
 
     Args:
         config: constructor arguments of `SepTr`.
@@ -50,13 +52,17 @@ def forecasts(
         cache: folder of earlier results.
         jobs: kernels compiled at a time.
         progress: called with the number of distinct kernels; what it returns is called after each.
+        runs: of the benchmarks, on GPUs.
     """
-    measured = host.measured(config.get("depth", 3), training)
-    return [
-        _forecast(config, name, batch, training, cache, jobs, progress, measured)
-        for name in devices
-        for batch in batches
-    ]
+    by_host = host.measured(config.get("depth", 3), training)
+    made = []
+    for name in devices:
+        for batch in batches:
+            one = _forecast(config, name, batch, training, cache, jobs, progress, by_host)
+            found = None if config else measured.latest(runs, DEVICES[name], batch, training)
+            off = None if found is None else one["seconds"] / found["seconds"] - 1
+            made.append({**one, "measured": found, "off_by": off})
+    return made
 
 
 def _forecast(
@@ -67,7 +73,7 @@ def _forecast(
     cache: Path,
     jobs: int,
     progress: Progress,
-    measured: host.Host | None,
+    by_host: host.Host | None,
 ) -> dict[str, Any]:
     device = DEVICES[name]
     found = steps(config, torch.bfloat16, device.arch, batch, training)
@@ -77,7 +83,7 @@ def _forecast(
     works = {place: work.with_counts(works[place], counts.get(launch.name)) for place, launch in launches.items()}
     lines = times.lines(found, works, device, FIT)
     on_gpu, asked = times.total(lines), counted(found)
-    on_host = None if measured is None else measured.of(asked["kernels"])
+    on_host = None if by_host is None else by_host.of(asked["kernels"])
     seconds = max(on_gpu, on_host or 0.0)
     return {
         "device": device.name,

@@ -60,7 +60,6 @@ class Work:
         copied: bytes from the L2 cache to shared memory while the program goes on.
         products: operations in products, as the instructions say; 0 where they do not say.
         old: of these by the instructions of sm_80.
-        barriers: how often the program waits for all of its warps or for products.
         resident: programs on a multiprocessor at a time.
     """
 
@@ -75,7 +74,6 @@ class Work:
     copied: float
     products: float
     old: float
-    barriers: float
     resident: int
 
     def cycles(self, device: Device, cache_bytes: float, executed_flops: float) -> dict[str, float]:
@@ -168,8 +166,6 @@ def summed(executed: Iterable[tuple[Instruction, float]], warps: int, resident: 
             totals["copied" if one.name == "LDGSTS" else "moved"] += count * WARP * _bytes(one)
         if one.name == "LDGSTS":
             totals["shared"] += count * _passes(one)
-        if one.name == "BAR" or (one.name == "WARPGROUP" and "DEPBAR" in one.suffixes):
-            totals["barriers"] += times
         operations, read = _product(one)
         totals["products"] += count * operations
         totals["shared_by_products"] += count * read

@@ -78,7 +78,7 @@ def test_what_is_counted_is_what_compiling_gives(works: list[dict[int, Work]]) -
 def test_forecasts_are_called_that_and_bear_their_error(stored: dict[str, Any]) -> None:
     text = (ROOT / page.PAGE).read_text(encoding="utf-8")
     assert text == page.page(stored)
-    assert "Nothing on this page was measured on a\nGPU" in text
+    assert "No forecast on this page was measured\non a GPU" in text
     for one in stored["forecasts"]:
         low, high = one["per_second_range"]
         assert low == pytest.approx(one["per_second"] * (1 - stored["error"]))

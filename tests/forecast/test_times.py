@@ -28,7 +28,6 @@ WORK = Work(
     copied=0,
     products=0,
     old=0,
-    barriers=0,
     resident=2,
 )
 
