@@ -24,7 +24,7 @@ def test_execution(short_form: ShortForm) -> None:
     backward = {"axis_attention_bwd_query", "axis_attention_bwd_key", "mlp_bwd", "normalize_bwd", "class_query_bwd"}
     for name in trials.SHORT[:2]:
         ran = {kernel for of, kernel in kernels if of == name}
-        assert ran == {"normalize", "axis_attention_fwd", "class_query_fwd", "mlp_fwd_wide", *backward}
+        assert ran == {"normalize", "axis_attention_fwd", "class_query_fwd", "mlp_fwd", *backward}
         assert all(kernels[name, kernel]["tensor cores"] > 0 for kernel in ran - {"normalize", "normalize_bwd"})
     assert "low_rank_fwd" in {kernel for _, kernel in kernels}
 

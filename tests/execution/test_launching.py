@@ -23,7 +23,10 @@ from support.execution import trials
 
 pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs a C compiler, as a first launch does")
 ROOT = Path(__file__).resolve().parents[2]
-SHORT = tuple(f"{form}, bfloat16, sm_90" for form in ("class-only", "low-rank", "merged", "merged, forward"))
+SHORT = (
+    *(f"{form}, bfloat16, sm_90" for form in ("class-only", "low-rank", "merged", "merged, forward")),
+    "merged, autocast along the height, sm_90",
+)
 """Trials in which every kernel is launched."""
 NO_KERNELS = {"chunk", "attention_form"}
 

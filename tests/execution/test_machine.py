@@ -204,6 +204,27 @@ def test_integers_against_python() -> None:
     assert call("bfe.s32", narrow, np.uint32(0), np.uint32(16)).tolist() == narrow.astype(np.int16).tolist()
 
 
+def _narrow_floats_against_pytorch(x: torch.Tensor) -> None:
+    for name, dtype in (("bf16", torch.bfloat16), ("f16", torch.float16)):
+        given = [x.to(dtype), x.flip(0).to(dtype), (x + 1).to(dtype)]
+        wide = [value.double() for value in given]
+        bits = [value.view(torch.int16).numpy().view(np.uint16) for value in given]
+        one = np.uint16(torch.ones(1, dtype=dtype).view(torch.int16).item())
+        for instruction, operands, exact in (
+            (f"add.rn.{name}", bits[:2], wide[0] + wide[1]),
+            (f"mul.{name}", bits[:2], wide[0] * wide[1]),
+            (f"fma.rn.{name}", [bits[0], np.full_like(bits[0], one), bits[1]], wide[0] + wide[1]),
+        ):
+            expected = exact.to(dtype)
+            found = torch.from_numpy(call(instruction, *operands).view(np.int16)).view(dtype)
+            torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+            pairs = [value.astype(np.uint32) | (value[::-1].astype(np.uint32) << np.uint32(16)) for value in operands]
+            both = call(f"{instruction}x2", *pairs)
+            low, high = ((both >> np.uint32(shift)).astype(np.uint16).view(np.int16) for shift in (0, 16))
+            for half, wanted in ((low, expected), (high, expected.flip(0))):
+                torch.testing.assert_close(torch.from_numpy(half).view(dtype), wanted, rtol=0, atol=0, equal_nan=True)
+
+
 def test_floats_against_pytorch() -> None:
     x = torch.cat([torch.randn(4096), torch.tensor([0.0, -0.0, torch.inf, -torch.inf, 1e-40, 65520.0, 3.4e38])])
     bits = x.numpy()
@@ -211,6 +232,7 @@ def test_floats_against_pytorch() -> None:
     assert (call("cvt.rn.f16.f32", bits) == x.half().view(torch.int16).numpy().view(np.uint16)).all()
     pair = call("cvt.rn.bf16x2.f32", bits, bits[::-1])
     assert (pair >> 16 == x.bfloat16().view(torch.int16).numpy().view(np.uint16)).all()
+    _narrow_floats_against_pytorch(x)
     exact = x.double() * x.flip(0).double() + 1
     np.testing.assert_allclose(call("fma.rn.f32", bits, bits[::-1], np.float32(1)), exact.float().numpy(), rtol=1e-7)
     assert call("ex2.approx.ftz.f32", np.float32([1e-40]))[0] == 1

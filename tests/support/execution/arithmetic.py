@@ -66,6 +66,8 @@ def function(parts: tuple[str, ...]) -> tuple[Function, tuple[str, ...]]:
         return _conversion(".".join(parts[1:]))
     if name == "selp":
         return (lambda yes, no, which: np.where(which, yes, no)), (kind, kind, "pred")
+    if kind.removesuffix("x2") in _NARROW and name in ("add", "sub", "mul", "fma"):
+        return _narrow(name, kind)
     if name in ("mul", "mad") and not is_float:
         return _product(name, parts[1], kind)
     if name in ("shl", "shr"):
@@ -152,6 +154,23 @@ _INTEGERS: dict[str, Function] = {
     "xor": operator.xor,
     "not": np.invert,
 }
+
+
+_NARROW = {"bf16": (from_bfloat16, to_bfloat16), "f16": (from_float16, to_float16)}
+
+
+def _narrow(name: str, kind: str) -> tuple[Function, tuple[str, ...]]:
+    """Arithmetic of 16-bit floating-point numbers, alone or in pairs: in float32, then rounded."""
+    widened, rounded = _NARROW[kind.removesuffix("x2")]
+    compute = {**_ANY, **_FLOATS}[name]
+
+    def alone(*given: Array) -> Array:
+        return rounded(compute(*map(widened, given)))
+
+    def pair(*given: Array) -> Array:
+        return _pair(alone(*(x & np.uint32(0xFFFF) for x in given)), alone(*(x >> np.uint32(16) for x in given)))
+
+    return (pair, ("b32",)) if kind.endswith("x2") else (alone, ("b16",))
 
 
 def _comparison(how: str, is_float: bool) -> Function:
