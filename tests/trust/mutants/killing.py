@@ -47,6 +47,7 @@ FILES = (
 )
 """Tests that are cases."""
 ADDRESSING = "addressing"
+PADDED = "padded tiles"
 CPU = torch.device("cpu")
 SLICES = attention_cases.tiles(block_c=16)
 """Configurations in which the features of a token are summed up in slices."""
@@ -97,7 +98,10 @@ class Profile:
 
 
 def cases(full: bool) -> Iterator[Case]:
-    """In the long form cases of the parts that compare values, trace memory or spread tensors; else passes alone."""
+    """In the long form cases of the parts that compare values, trace memory or spread tensors.
+
+    Else passes alone, those whose tiles of keys are padded among them.
+    """
     for source, strategy, check, counts in (
         ("operators", operators(), _operator, (0, 150)),
         ("passes on Triton", passes("triton"), _triton_pass, (0, 100)),
@@ -113,10 +117,11 @@ def cases(full: bool) -> Iterator[Case]:
         yield Case("whole passes", f"whole passes: {kind}, fused {fused}", partial(_whole, kind, fused, change, length))
     for name, register in _HOOKS.items():
         yield Case("hooks", f"hooks: {name}", partial(_hooked, register))
+    for kind, name, check in _special():
+        if full or kind == PADDED:
+            yield Case(kind, name, check)
     if not full:
         return
-    for kind, name, check in _special():
-        yield Case(kind, name, check)
     for number in range(4 * len(memory.KINDS)):
         kind = f"memory: {memory.KINDS[number % len(memory.KINDS)]}"
         yield Case(kind, f"memory {number}", partial(_traced, number))
@@ -136,7 +141,7 @@ def _special() -> Iterator[tuple[str, str, Callable[[], object]]]:
     for formulation in ("direct", "merged"):
         padded = accuracy.pass_case(formulation, ("float32", "float32"), 1.0)
         padded = replace(padded, shape=(2, 2, 32), padded=padded.axis)
-        yield "padded tiles", f"padded tiles: {padded}", partial(_triton_pass, padded)
+        yield PADDED, f"{PADDED}: {padded}", partial(_triton_pass, padded)
     wide = replace(accuracy.operator_case("mlp", ("float32", "float32"), 1.0), shape=(1, 2, 17), dim=136)
     yield "wide tiles", f"wide tiles: {wide}", partial(_operator, wide)
     attention = accuracy.operator_case("axis_attention", ("float32", "float32"), 1.0)

@@ -64,9 +64,9 @@ def run(full: bool, progress: Progress) -> Outcome:
     profiles = killing.profiled(list(killing.cases(full)), progress)
     mutants, most = planting.chosen(LONG), CASES
     if not full:
-        # Of some kinds few cases find a mutant, and some code is hardly run by the cases of the short form.
+        # Of some kinds few cases find a mutant, and some code is not run by the few of the short form at all.
         plain = [mutant for mutant in mutants if mutant.kind not in planting.TELLING]
-        plain = [one for one in plain if len(ordered(profiles, one, Counter(), SHORT_CASES)) == SHORT_CASES]
+        plain = [mutant for mutant in plain if ordered(profiles, mutant, Counter(), 1)]
         mutants, most = plain[:: len(plain) // SHORT][:SHORT], SHORT_CASES
     kills: defaultdict[Site, Counter[str]] = defaultdict(Counter)
     fates = []
