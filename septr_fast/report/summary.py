@@ -9,6 +9,9 @@ from septr_fast.report.groups import baseline, ours, reach, speed_groups, title
 from septr_fast.report.results import Result, Run
 from septr_fast.report.units import duration, quantity
 
+MEASURED_AS_CEILINGS = ("forward", "training step")
+"""Groups of whole passes with the device to themselves."""
+
 NO_TIMES = "This was a trial on tiny models, to see that everything runs: its times say nothing."
 
 
@@ -69,6 +72,11 @@ def _main(run: Run, group: str) -> Iterator[str]:
             f"{duration(beside)}, {name} {duration(other.seconds)}: "
             f"{other.ratio:.2f} times as long{reach(other)}."
         )
+        ceiling = run.ceilings.get(own.precision)
+        if own.useful_flops and ceiling and group in MEASURED_AS_CEILINGS:
+            least = own.useful_flops / ceiling
+            most = f"{other.seconds / least:.2f} times as long at most"
+            yield f"At the ceiling its products alone would take {duration(least)}: {most}."
         if own.saved_bytes and other.saved_bytes:
             saved, plain = (quantity(size, "B") for size in (own.saved_bytes, other.saved_bytes))
             yield f"It keeps {saved} for the backward pass, {_the(other)} {plain}."

@@ -1,4 +1,4 @@
-"""The product on oneDNN against `torch.nn.functional.linear`."""
+"""Products of tokens with a weight against `torch.nn.functional.linear`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,6 @@ from septr_fast.passes.torch import linear as module
 from septr_fast.passes.torch.linear import add_linear, linear
 
 SHAPES = [(1, 1, 1), (7, 3, 5), (130, 256, 1280), (65, 1280, 256), (3000, 17, 19), (4000, 16, 512)]
-
-
-@pytest.fixture(autouse=True)
-def _any_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_LEAST_PRODUCTS", 0)
-    monkeypatch.setattr(module, "_HAS_FAST_MKL", False)
 
 
 def inputs(rows: int, width: int, outputs: int, bias: bool) -> list[torch.Tensor | None]:
@@ -91,30 +85,6 @@ def test_transforms_and_forward_derivatives() -> None:
         torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(dual).tangent, wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_only_where_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_HAS_ONEDNN", True)
-    x, weight = torch.zeros(64, 32), torch.zeros(16, 32)
-    assert module._runs_on_onednn(x, weight)
-    for other in (x.double(), x.bfloat16(), x.to("meta")):
-        assert not module._runs_on_onednn(other, weight)
-    assert not module._runs_on_onednn(x[:, :8], weight[:, :8])
-    monkeypatch.setattr(module, "_HAS_FAST_MKL", True)
-    assert not module._runs_on_onednn(x, weight)
-    monkeypatch.setattr(module, "_HAS_FAST_MKL", False)
-    monkeypatch.setattr(module, "_LEAST_PRODUCTS", 64 * 32 * 16 + 1)
-    assert not module._runs_on_onednn(x, weight)
-    monkeypatch.setattr(module, "_LEAST_PRODUCTS", 0)
-    monkeypatch.setattr(module, "_HAS_ONEDNN", False)
-    assert not module._runs_on_onednn(x, weight)
-
-
-def test_long_sums_are_as_exact_as_those_of_pytorch() -> None:
-    x, weight = torch.randn(2000, 1280), torch.randn(256, 1280)
-    exact = F.linear(x.double(), weight.double())
-    ours, plain = ((function(x, weight) - exact).abs().max() for function in (linear, F.linear))
-    assert ours <= 2 * plain
-
-
 HALVES = (torch.bfloat16, torch.float16)
 ODD_SHAPES = [(34, 33, 64), (1224, 68, 64), (1224, 3, 100), (64, 645, 35), (1224, 64, 35)]
 """Rows, inputs and outputs of which a product, or that of its gradient, leaked on a processor with AMX."""
@@ -187,10 +157,8 @@ def test_sums_in_half_precision_are_of_whole_tiles(monkeypatch: pytest.MonkeyPat
     assert seen == list(zip(dtypes, map(torch.Size, shapes), strict=True))
 
 
-@pytest.mark.parametrize("onednn", [True, False], ids=["oneDNN", "MKL"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_sums_lie_where_they_were_begun(onednn: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_HAS_FAST_MKL", not onednn)
+def test_sums_lie_where_they_were_begun(dtype: torch.dtype) -> None:
     x, given, weight, bias = (torch.randn(shape).to(dtype) for shape in [(2, 30, 48), (2, 30, 64), (48, 64), (48,)])
     exact = x.double() + F.linear(given.double(), weight.double(), bias.double())
     with torch.no_grad():

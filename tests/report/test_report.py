@@ -109,18 +109,20 @@ def test_summary_says_what_the_numbers_say() -> None:
     forward, training = summary.sentences(cpu_run())
     assert forward == (
         "Forward pass, default model 128x128, batch 1, float32: SepTr takes 1.50 s, the reference 6.00 s: "
-        "4.00 times as long (3.60 to 4.80). Less time than SepTr took: AST | tiny."
+        "4.00 times as long (3.60 to 4.80). At the ceiling its products alone would take 750 ms: 8.00 times as long "
+        "at most. Less time than SepTr took: AST | tiny."
     )
     assert training == (
         "Training step, default model 64x64, batch 2, float32: SepTr takes 1.50 s, the reference 4.50 s: "
-        "3.00 times as long (2.70 to 3.60). It keeps 720 MB for the backward pass, the reference 1.44 GB."
+        "3.00 times as long (2.70 to 3.60). At the ceiling its products alone would take 750 ms: 6.00 times as long "
+        "at most. It keeps 720 MB for the backward pass, the reference 1.44 GB."
     )
 
 
 def test_summary_tells_the_times_that_its_ratio_is_of() -> None:
     other = replace(beside(BASE, "reference", 4.0), seconds=5.28, ours_seconds=1.32)
     (sentence,) = summary.sentences(cpu_run(results=[BASE, other]))
-    assert sentence.endswith("SepTr takes 1.32 s, the reference beside it 5.28 s: 4.00 times as long (3.60 to 4.80).")
+    assert "SepTr takes 1.32 s, the reference beside it 5.28 s: 4.00 times as long (3.60 to 4.80). At" in sentence
     found = row(tables.speed(cpu_run(), [BASE, other]), model="reference")
     assert (found["SepTr beside it"], found["median"].split(" ±")[0]) == ("1.32 s", "5.28 s")
 
@@ -139,6 +141,17 @@ def test_without_a_reference_the_first_baseline_is_spoken_of() -> None:
     results = [BASE, beside(BASE, "SepTr, recomputing", 1.5), beside(BASE, "fused", 2.0)]
     (sentence,) = summary.sentences(cpu_run(results=results))
     assert "fused 3.00 s: 2.00 times as long" in sentence
+
+
+@pytest.mark.parametrize("without", ["ceiling", "arithmetic", "the device to itself"])
+def test_no_bound_is_told(without: str) -> None:
+    base = replace(BASE, useful_flops=None) if without == "arithmetic" else BASE
+    base = replace(base, group="forward on one thread") if without == "the device to itself" else base
+    results = [base, beside(base, "reference", 4.0)]
+    run = cpu_run(results=results, **({"ceilings": {}} if without == "ceiling" else {}))
+    (sentence,) = summary.sentences(run)
+    assert "4.00 times as long" in sentence
+    assert "ceiling" not in sentence
 
 
 def test_smoke_runs_say_that_their_times_say_nothing() -> None:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
-from unittest import mock
 
 import torch
 from septr_fast.kernels.launch import Launch
@@ -24,7 +23,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.measuring.counting import Operations, held_bytes, hold, saved_bytes
 from benchmarks.suite.shapes import Config
 from septr_fast import SepTr
-from septr_fast.passes.torch import linear as products
 
 BATCH = 2
 """Spectrograms; one in a CPU's chunks, which take as many operations for each."""
@@ -48,9 +46,8 @@ def count(config: Config, backend: str) -> Counts:
 
 
 def torch_on_cpu(config: Config) -> Counts:
-    """PyTorch in a CPU's chunks, in float32, its products on oneDNN."""
-    onednn = mock.patch.multiple(products, _HAS_ONEDNN=True, _HAS_FAST_MKL=False)
-    with FakeTensorMode(), _SameParameters(), onednn:
+    """PyTorch in a CPU's chunks, in float32."""
+    with FakeTensorMode(), _SameParameters():
         return torch_in_chunks(config)
 
 
