@@ -27,6 +27,8 @@ ALLOCATES = "UTCATOMSWS"
 """Asks for tensor memory, in a loop of its own until another program has given back enough."""
 JUMPS = ("BRA", "CALL")
 """Of these CALL also leaves loops: then nothing returns from there."""
+COPIES = "LDGSTS"
+"""From global to shared memory while the program goes on."""
 ENDS = ("EXIT", "RET", "BRX", "JMX")
 """Instructions behind which nothing follows, unless they have a guard."""
 LONGEST_UNROLLED = 16
@@ -55,11 +57,13 @@ class Loop:
         rounds: how often it goes round each time; 0 where that is not known.
         body: addresses of its instructions, of those inside too.
         inside: loops in it.
+        ahead: rounds whose copies are begun before the loop; in as many of its last ones no copy is begun.
     """
 
     rounds: int = 0
     body: frozenset[int] = frozenset()
     inside: list[Loop] = field(default_factory=list)
+    ahead: int = 0
 
 
 def executed(machine_code: str, ttgir: str, arguments: Mapping[str, Any]) -> list[tuple[Instruction, float]]:
@@ -78,13 +82,31 @@ def executed(machine_code: str, ttgir: str, arguments: Mapping[str, Any]) -> lis
     code = instructions(machine_code)
     found = machine_loops(code)
     matched(found, written_loops(ttgir, arguments))
-    return [(one, _times(one.address, found)) for one in code if one.name != "NOP"]
+    _begin_ahead([one.address for one in code if one.name == COPIES], found)
+    return [(one, _times(one, found)) for one in code if one.name != "NOP"]
 
 
-def _times(address: int, loops: Sequence[Loop]) -> float:
+def _begin_ahead(copies: Sequence[int], loops: Sequence[Loop]) -> None:
+    """Find the copies, by their addresses, that stand before the loop which goes on with them."""
+    last = -1
     for loop in loops:
-        if address in loop.body:
-            return loop.rounds * _times(address, loop.inside)
+        inside = [address for address in copies if address in loop.body]
+        each = sum(not _is_in(address, loop.inside) for address in inside)
+        before = sum(last < address < min(loop.body) and not _is_in(address, loops) for address in copies)
+        loop.ahead = min(before // each, loop.rounds) if each and before % each == 0 else 0
+        last = max(loop.body)
+        _begin_ahead(inside, loop.inside)
+
+
+def _is_in(address: int, loops: Sequence[Loop]) -> bool:
+    return any(address in loop.body for loop in loops)
+
+
+def _times(one: Instruction, loops: Sequence[Loop]) -> float:
+    for loop in loops:
+        if one.address in loop.body:
+            skipped = loop.ahead if one.name == COPIES and not _is_in(one.address, loop.inside) else 0
+            return (loop.rounds - skipped) * _times(one, loop.inside)
     return 1.0
 
 

@@ -88,6 +88,19 @@ def test_an_unrolled_loop_is_not_looked_for() -> None:
     assert told == {0x0: 1, 0x10: 5, 0x20: 5 * 21, 0x30: 5 * 21, 0x40: 5, 0x50: 1}
 
 
+@pytest.mark.parametrize(("ahead", "skipped"), [(0, 0), (2, 1), (4, 2), (3, 0)])
+def test_copies_begun_before_a_loop_are_none_of_its_last_rounds(ahead: int, skipped: int) -> None:
+    """Of 300 rounds with two copies in each; three before it are those of no rounds."""
+    copy = "LDGSTS.E.BYPASS.128 [R1], desc[UR4][R2.64];"
+    lines = ["MOV R1, R2;", *ahead * [copy], "FADD R4, R4, R3;", copy, copy]
+    lines += [f"@P1 BRA {0x10 * (1 + ahead):#x};", copy, "EXIT;"]
+    ttgir = "    scf.for %i = %c0_i32 to %c300_i32 step %c1_i32  : i32 {"
+    told = rounds.executed(numbered(lines), ttgir, {})
+    inside = [count for one, count in told if one.name == "LDGSTS" and count > 1]
+    assert inside == 2 * [300 - skipped]
+    assert {count for one, count in told if one.name == "FADD"} == {300}
+
+
 @pytest.mark.parametrize(
     ("found", "written", "problem"),
     [
