@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 import triton.language as tl
@@ -21,6 +22,7 @@ from support.compare import pair, relative_error
 from support.judging import FaultError, Triple, judge
 from support.kernels import attention_cases, mlp_cases, pass_cases
 from support.kernels.attention_cases import FORMS
+from support.kernels.tracing import element_addresses, trace_accesses
 from torch import Tensor
 from torch.nn.modules import module as modules
 
@@ -151,6 +153,10 @@ def _special() -> Iterator[tuple[str, str, Callable[[], object]]]:
         yield "scores far below zero", f"scores far below zero: {name}", partial(_far_below_zero, name)
     yield "scores far above zero", "scores far above zero: the class token's, low-rank", _class_key_far_above_zero
     yield "residual stream", "residual stream: as it is kept", _as_kept
+    for name in ("merged", "direct"):
+        for tiles in (TILES, {**TILES, **SWITCHED}):
+            switched = "heads together" if tiles is not TILES else "heads apart"
+            yield "keys of one tile", f"keys of one tile: {name}, {switched}", partial(_loaded_once, name, tiles)
     yield "two accumulators", "two accumulators: as on Blackwell", _in_two_accumulators
     yield "TF32", "TF32: the assembly code that rounds", _rounded_one_by_one
     for length in (7, 19):
@@ -300,6 +306,21 @@ def _far_below_zero(name: str) -> None:
 
     with launch.override(TILES):
         judge(draw, 4)
+
+
+def _loaded_once(name: str, tiles: dict[str, launch.Config]) -> None:
+    """No program loads a key twice where all keys are one tile, which they fill."""
+    torch.manual_seed(1)
+    form = FORMS[name]
+    inputs = attention_cases.draw(form, (1, 2, 16), 16, CPU)
+    gradients = attention_cases.output_gradients(inputs, form.heads, "width")
+    with launch.override(tiles), memory.described_launches() as described, trace_accesses() as trace:
+        attention_cases.step(attention_cases.axis_attention, inputs, form.heads, "width", gradients)
+    for traced, one in zip(trace.launches, described, strict=True):
+        loaded = np.isin(traced.loads.addresses, element_addresses(one.arguments["k_ptr"]))
+        places = np.stack([traced.loads.addresses[loaded], traced.loads.programs[loaded].astype(np.uint64)])
+        if np.unique(places, axis=1).shape != places.shape:
+            raise FaultError(f"{one.name}: keys loaded again")
 
 
 def _class_key_far_above_zero() -> None:
