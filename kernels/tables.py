@@ -75,7 +75,7 @@ ATTENTION: tuple[Row, ...] = (
     Row("axis_attention_bwd_query_direct", (86, 89, 120), 4, 64, {"BLOCK_Q": 32, "BLOCK_K": 32, "BLOCK_C": 32}, 8, 1),
     Row("axis_attention_bwd_query_direct", LARGE, 4, 64, {"BLOCK_Q": 32, "BLOCK_K": 16, "BLOCK_C": 32}, 8, 1),
     Row("axis_attention_bwd_query_direct", (90, 100), 4, 256, {"BLOCK_Q": 16, "BLOCK_K": 16, "BLOCK_C": 32}, 8, 1),
-    Row("axis_attention_bwd_query_direct", ALL, 4, 256, {"BLOCK_Q": 16, "BLOCK_K": 32, "BLOCK_C": 32}, 8, 1),
+    Row("axis_attention_bwd_query_direct", ALL, 4, 256, {"BLOCK_Q": 16, "BLOCK_K": 32, "BLOCK_C": 64}, 8, 1),
     Row("axis_attention_bwd_key", ALL, 2, 64, {"BLOCK_Q": 64, "BLOCK_K": 128, "BLOCK_C": 64}, 8, 1),
     Row("axis_attention_bwd_key", EARLY, 2, 256, {"BLOCK_Q": 32, "BLOCK_K": 64, "BLOCK_C": 128}, 8, 1),
     Row("axis_attention_bwd_key", (90,), 2, 256, {"BLOCK_Q": 32, "BLOCK_K": 128, "BLOCK_C": 256}, 8, 1),

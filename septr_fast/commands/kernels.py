@@ -89,7 +89,7 @@ def run(
 
 
 def _recorded(archs: Sequence[int], dtypes: Sequence[str]) -> list[Any]:
-    from septr_fast.tuning.kernel_launches import MODELS, launches
+    from septr_fast.tuning.kernel_launches import MIXED, MODELS, launches
     from septr_fast.tuning.kernel_report import Case
 
     recorded = []
@@ -99,7 +99,7 @@ def _recorded(archs: Sequence[int], dtypes: Sequence[str]) -> list[Any]:
             dtype, float32_precision = DTYPES[name]
             torch.set_float32_matmul_precision(float32_precision)
             for model, config in MODELS.items():
-                mixed = model == "default"
+                mixed = model in MIXED
                 recorded += [(Case(model, name, arch), launches(config, dtype, arch, mixed=mixed)) for arch in archs]
     finally:
         torch.set_float32_matmul_precision(precision)

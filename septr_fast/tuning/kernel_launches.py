@@ -34,6 +34,8 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 """Constructor arguments of `SepTr` by what the report calls them; together they reach every formulation."""
 
+MIXED = ("default", "head dim 64")
+"""Those that are run with a residual stream in float32 too, one of each width that the tables have."""
 BATCH = 8
 
 

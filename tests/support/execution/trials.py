@@ -176,6 +176,9 @@ FORMS: dict[str, dict[str, Any]] = {
     "direct, heads of 256": {"draw": _drawn(Direct, heads=1, dim_head=256)},
     "low-rank": {"draw": _drawn(LowRank, shape=(1, 1, 21), channels=2)},
     "low-rank, 8 channels": {"draw": _drawn(LowRank, shape=(1, 17, 33), channels=8)},
+    "low-rank, 256 features, autocast": {
+        "draw": _drawn(LowRank, shape=(1, 1, 21), channels=2, dim=256, compute=None), "backward": False,
+    },
     "class-only": {"draw": _drawn(Direct, class_only=True, shape=(2, 3, 37))},
     "class-only, 256 features": {"draw": _drawn(Direct, class_only=True, dim=256, shape=(1, 2, 37))},
     "class-only, 256 features, autocast": {

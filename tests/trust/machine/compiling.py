@@ -93,7 +93,7 @@ def recorded(
         for model, name, arch in cases:
             dtype, precision = DTYPES[name]
             torch.set_float32_matmul_precision(precision)
-            found = kernel_launches.launches(models[model], dtype, arch, mixed=model == DEFAULT)
+            found = kernel_launches.launches(models[model], dtype, arch, mixed=model in kernel_launches.MIXED)
             yield Case(model, name, arch), found
             if full and varied and VARIED.get(arch) == name and model in kernel_launches.MODELS and model != DEFAULT:
                 yield Case(model + MISALIGNED, name, arch), [misaligned(one) for one in found]

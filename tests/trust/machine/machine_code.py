@@ -45,6 +45,12 @@ IN_FUNCTIONS = frozenset(("abs.ftz.f32", "fma.rn.ftz.f32"))
 """The same within CUDA's own error function and logarithm, which are good to 2 ulp as a whole."""
 FUNCTIONS = re.compile(r"math\.(erf|log2?)\b")
 
+_NARROW_SUM = re.compile(r"^\s*(?:@!?%p\d+\s+)?(add(?:\.rn)?\.b?f16(?:x2)?)\s", re.MULTILINE)
+_NARROW_FMA = re.compile(r"^\s*(?:@!?%p\d+\s+)?(fma\.rn\.bf16(?:x2)?)\s+%\w+, %\w+, (%\w+), %\w+;", re.MULTILINE)
+_CONSTANT = re.compile(r"^\s*mov\.b(?:16|32)\s+(%\w+), (\w+);", re.MULTILINE)
+_ONE = ("16256", "0x3F80", "1065369472")
+"""1 in bfloat16, and two of them."""
+
 _FUSIBLE = ("add", "mul", "sub")
 
 
@@ -75,7 +81,7 @@ def faults(asm: Mapping[str, Any], tensor_cores: Mapping[str, int], asked: Asked
     yield from _tensor_cores(instructions, tensor_cores, dots, asked)
     if asked.dtype == "float32" and "tf32" in asm["ptx"]:
         yield "TF32 in the code of float32 products"
-    yield from _arithmetic(instructions, bool(FUNCTIONS.search(asm["ttir"])))
+    yield from _arithmetic(instructions - narrow_sums(asm["ptx"]), bool(FUNCTIONS.search(asm["ttir"])))
     yield from _contraction(instructions, asked.fusion)
     if "tcgen05.mma" in asm["ptx"] and (found := chained(asm["ttir"])):
         yield f"{len(found)} products added to another product's accumulator, the first: {found[0]}"
@@ -98,6 +104,20 @@ def summary(asm: Mapping[str, Any]) -> dict[str, int]:
         "additions and multiplications": sum(count for name, count in found.items() if _kind(name) is not None),
         **{name: found[name] for name in sorted(APPROXIMATE | IN_FUNCTIONS)},
     }
+
+
+def narrow_sums(ptx: str) -> Counter[str]:
+    """Sums of two 16-bit values, rounded once, by the names of their instructions; such as sm_80 has multiply by one.
+
+    The compiler makes them of a sum in float32 that is rounded to 16 bits at once. Those are the same bits: float32 has
+    more than twice the digits and two (Figueroa, When is double rounding innocuous?, SIGNUM Newsletter 30(3), 1995).
+    """
+    constants = _CONSTANT.findall(ptx)
+    ones = {name for name, value in constants if value in _ONE} - {
+        name for name, value in constants if value not in _ONE
+    }
+    by_one = [name for name, factor in _NARROW_FMA.findall(ptx) if factor in ones]
+    return Counter(_NARROW_SUM.findall(ptx)) + Counter(by_one)
 
 
 def across_lanes(ptx: str) -> list[str]:

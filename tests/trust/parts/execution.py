@@ -40,7 +40,7 @@ PLANTED = (
     "merged, bfloat16, sm_90/axis_attention_bwd_key/1",
     "merged, bfloat16, sm_80/axis_attention_fwd/2",
     "merged, bfloat16, sm_80/mlp_fwd/2",
-    "low-rank, bfloat16, sm_86/low_rank_fwd/1",
+    "low-rank, float32, sm_86/low_rank_fwd/2",
 )
 """Trials, kernels in them, and in how many places of each."""
 SHORT_PLANTED = ("direct, float16, sm_90/mlp_fwd/1",)
