@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import numpy as np
 import pytest
 import torch
 import triton.language as tl
@@ -22,7 +21,6 @@ from support.compare import pair, relative_error
 from support.judging import FaultError, Triple, judge
 from support.kernels import attention_cases, mlp_cases, pass_cases
 from support.kernels.attention_cases import FORMS
-from support.kernels.tracing import element_addresses, trace_accesses
 from torch import Tensor
 from torch.nn.modules import module as modules
 
@@ -38,6 +36,7 @@ from trust.fuzzing.draws import models, operators, passes
 from trust.fuzzing.models import check_model, check_torch_pass
 from trust.fuzzing.operators import TILES, attention_triple, check_triton_pass, operator_triple
 from trust.mutants import planting
+from trust.mutants.loads import loaded_once
 from trust.mutants.mutators import Site
 from trust.outcome import Progress
 from trust.parts import accuracy, addressing, memory
@@ -156,7 +155,7 @@ def _special() -> Iterator[tuple[str, str, Callable[[], object]]]:
     for name in ("merged", "direct"):
         for tiles in (TILES, {**TILES, **SWITCHED}):
             switched = "heads together" if tiles is not TILES else "heads apart"
-            yield "keys of one tile", f"keys of one tile: {name}, {switched}", partial(_loaded_once, name, tiles)
+            yield "keys of one tile", f"keys of one tile: {name}, {switched}", partial(loaded_once, FORMS[name], tiles)
     yield "two accumulators", "two accumulators: as on Blackwell", _in_two_accumulators
     yield "TF32", "TF32: the assembly code that rounds", _rounded_one_by_one
     for length in (7, 19):
@@ -306,21 +305,6 @@ def _far_below_zero(name: str) -> None:
 
     with launch.override(TILES):
         judge(draw, 4)
-
-
-def _loaded_once(name: str, tiles: dict[str, launch.Config]) -> None:
-    """No program loads a key twice where all keys are one tile, which they fill."""
-    torch.manual_seed(1)
-    form = FORMS[name]
-    inputs = attention_cases.draw(form, (1, 2, 16), 16, CPU)
-    gradients = attention_cases.output_gradients(inputs, form.heads, "width")
-    with launch.override(tiles), memory.described_launches() as described, trace_accesses() as trace:
-        attention_cases.step(attention_cases.axis_attention, inputs, form.heads, "width", gradients)
-    for traced, one in zip(trace.launches, described, strict=True):
-        loaded = np.isin(traced.loads.addresses, element_addresses(one.arguments["k_ptr"]))
-        places = np.stack([traced.loads.addresses[loaded], traced.loads.programs[loaded].astype(np.uint64)])
-        if np.unique(places, axis=1).shape != places.shape:
-            raise FaultError(f"{one.name}: keys loaded again")
 
 
 def _class_key_far_above_zero() -> None:
