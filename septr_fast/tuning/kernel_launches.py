@@ -36,6 +36,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 MIXED = ("default", "head dim 64")
 """Those that are run with a residual stream in float32 too, one of each width that the tables have."""
+
 BATCH = 8
 
 

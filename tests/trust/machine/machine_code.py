@@ -47,6 +47,7 @@ FUNCTIONS = re.compile(r"math\.(erf|log2?)\b")
 
 _NARROW_SUM = re.compile(r"^\s*(?:@!?%p\d+\s+)?(add(?:\.rn)?\.b?f16(?:x2)?)\s", re.MULTILINE)
 _NARROW_FMA = re.compile(r"^\s*(?:@!?%p\d+\s+)?(fma\.rn\.bf16(?:x2)?)\s+%\w+, %\w+, (%\w+), %\w+;", re.MULTILINE)
+_WRITTEN_NARROW = re.compile(r"arith\.\w+f .* : (?:tensor<[\dx]*x)?b?f16\b")
 _CONSTANT = re.compile(r"^\s*mov\.b(?:16|32)\s+(%\w+), (\w+);", re.MULTILINE)
 _ONE = ("16256", "0x3F80", "1065369472")
 """1 in bfloat16, and two of them."""
@@ -81,7 +82,9 @@ def faults(asm: Mapping[str, Any], tensor_cores: Mapping[str, int], asked: Asked
     yield from _tensor_cores(instructions, tensor_cores, dots, asked)
     if asked.dtype == "float32" and "tf32" in asm["ptx"]:
         yield "TF32 in the code of float32 products"
-    yield from _arithmetic(instructions - narrow_sums(asm["ptx"]), bool(FUNCTIONS.search(asm["ttir"])))
+    by_compiler = DTYPES[asked.dtype] != "f32" and not _WRITTEN_NARROW.search(asm["ttir"])
+    exact = narrow_sums(asm["ptx"]) if by_compiler else Counter[str]()
+    yield from _arithmetic(instructions - exact, bool(FUNCTIONS.search(asm["ttir"])))
     yield from _contraction(instructions, asked.fusion)
     if "tcgen05.mma" in asm["ptx"] and (found := chained(asm["ttir"])):
         yield f"{len(found)} products added to another product's accumulator, the first: {found[0]}"
@@ -109,8 +112,9 @@ def summary(asm: Mapping[str, Any]) -> dict[str, int]:
 def narrow_sums(ptx: str) -> Counter[str]:
     """Sums of two 16-bit values, rounded once, by the names of their instructions; such as sm_80 has multiply by one.
 
-    The compiler makes them of a sum in float32 that is rounded to 16 bits at once. Those are the same bits: float32 has
-    more than twice the digits and two (Figueroa, When is double rounding innocuous?, SIGNUM Newsletter 30(3), 1995).
+    Where a kernel writes no arithmetic of 16 bits, the compiler makes them of a sum in float32 that is rounded to 16
+    bits at once. Those are the same bits: float32 has more than twice the digits and two (Figueroa, When is double
+    rounding innocuous?, SIGNUM Newsletter 30(3), 1995).
     """
     constants = _CONSTANT.findall(ptx)
     ones = {name for name, value in constants if value in _ONE} - {

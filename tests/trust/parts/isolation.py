@@ -52,7 +52,7 @@ GRADIENTS = {"gradient": 0, "class token's gradient": -1}
 """Which of the results they belong to; the class token is the last."""
 FEW = ("tokens", "gradient")
 LARGE = {"input_size": (16, 24), "depth": 2, "heads": 4, "dim_head": 64, "dim": 64, "mlp_dim": 128}
-"""With products of some size."""
+"""Heads and tokens as wide as in a published narrow model."""
 ODD = {"channels": 71, "input_size": (8, 48), "num_classes": 35, "heads": 3, "dim_head": 20, "dim": 44, "mlp_dim": 68}
 """No size is a multiple of a tile's."""
 TINY = {"input_size": (3, 5), "num_classes": 4, "depth": 1, "heads": 2, "dim_head": 8, "mlp_dim": 16, "dim": 16}
