@@ -47,7 +47,7 @@ FUNCTIONS = re.compile(r"math\.(erf|log2?)\b")
 
 _NARROW_SUM = re.compile(r"^\s*(?:@!?%p\d+\s+)?(add(?:\.rn)?\.b?f16(?:x2)?)\s", re.MULTILINE)
 _NARROW_FMA = re.compile(r"^\s*(?:@!?%p\d+\s+)?(fma\.rn\.bf16(?:x2)?)\s+%\w+, %\w+, (%\w+), %\w+;", re.MULTILINE)
-_WRITTEN_NARROW = re.compile(r"arith\.\w+f .* : (?:tensor<[\dx]*x)?b?f16\b")
+_WRITTEN_NARROW = re.compile(r"arith\.(?:add|sub|mul|div|rem|neg)f .* : (?:tensor<[\dx]*x)?b?f16\b")
 _CONSTANT = re.compile(r"^\s*mov\.b(?:16|32)\s+(%\w+), (\w+);", re.MULTILINE)
 _ONE = ("16256", "0x3F80", "1065369472")
 """1 in bfloat16, and two of them."""

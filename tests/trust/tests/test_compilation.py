@@ -72,6 +72,7 @@ ROUNDED += "%x = tt.trans %r {order = array<i32: 1, 0>} : tensor<16x16xf32>\n"
 HALVES = DOT.format("").replace("xf32> *", "xf16> *").replace("xf32> ->", "xf16> ->")
 MMA = "\tmma.sync.aligned.m16n8k8.row.col.f32.{0}.{0}.f32 {{ %r1 }}, {{ %r2 }};\n"
 SHUFFLED = "\tshfl.sync.bfly.b32 %r2, %r1, 8, 31, -1;\n\tmov.b32 %f3, %r2;\n\tfma.rn.f32 %f5, %f1, %f2, {};\n"
+WIDENED = "%s = arith.extf %a : tensor<16x16xf16> to tensor<16x16xf32>\n"
 HALF_SUM = "%s = arith.addf %a, %b : tensor<16x16xf16>\n"
 BY_ONE = "\tmov.b32 %r4, {};\n\tfma.rn.bf16x2 %r1, %r2, %r4, %r3;\n"
 CODE = [
@@ -95,7 +96,7 @@ CODE = [
     ("contracted across lanes", "", SHUFFLED.format("%f3"), {}, "float32", "1 products contracted"),
     ("contracted with its own", "", SHUFFLED.format("%f4"), {}, "float32", None),
     ("double", "", "\t@%p1 fma.rn.f64 %d1, %d2;\n", {}, "float32", "1 fma.rn.f64: arithmetic outside of float32"),
-    ("sum of halves", "", "\tadd.f16x2 %r1, %r2, %r3;\n\tadd.rn.bf16 %rs1, %rs2, %rs3;\n", {}, "float16", None),
+    ("sum of halves", WIDENED, "\tadd.f16x2 %r1, %r2, %r3;\n\tadd.rn.bf16 %rs1, %rs2, %rs3;\n", {}, "float16", None),
     ("sum of halves in float32", "", "\tadd.f16x2 %r1, %r2, %r3;\n", {}, "float32", "1 add.f16x2: arithmetic outside"),
     ("sum of halves as written", HALF_SUM, "\tadd.f16x2 %r1, %r2, %r3;\n", {}, "float16", "arithmetic outside"),
     ("sum by a product with one", "", BY_ONE.format(1065369472), {}, "bfloat16", None),
