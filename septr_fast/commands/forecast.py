@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from septr_fast import progress
-from septr_fast.passes.backend import cache_folder
+from septr_fast.passes.backend import BACKENDS, cache_folder
 from septr_fast.report.tables import aligned
 from septr_fast.report.units import duration
 
 CACHE = cache_folder() / "forecast"
+PRECISIONS = ("bfloat16", "float16", "float32", "tf32")
 NAMES = ("h100", "h200", "b200", "a100", "l4", "4090", "3090")
 
 HELP = "forecast the time of a pass on a GPU from its compiled kernels"
@@ -27,6 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", nargs="+", choices=NAMES, default=["h100"], help="(default: %(default)s)")
     parser.add_argument("--batch", nargs="+", type=int, default=[64], help="spectrograms at a time")
     parser.add_argument("--training", action="store_true", help="a step of training without optimizer")
+    parser.add_argument("--dtype", nargs="+", choices=PRECISIONS, default=["bfloat16"], help="(default: %(default)s)")
+    parser.add_argument(
+        "--backend", choices=BACKENDS, default="auto", help="auto: kernels in 16 bits, PyTorch alone in float32"
+    )
     parser.add_argument("--json", action="store_true", dest="as_json", help="objects for machines in place of tables")
     parser.add_argument("--published", action="store_true", help="only published figures beside their forecasts")
     parser.add_argument("--cache", type=Path, default=CACHE, help="folder of earlier results (default: %(default)s)")
@@ -48,9 +53,11 @@ def run(
     cache: Path,
     jobs: int,
     measured: Sequence[Path] | None = None,
+    dtype: Sequence[str] = ("bfloat16",),
+    backend: str = "auto",
     config: Mapping[str, Any] | None = None,
 ) -> int:
-    """Print forecasts of the default model in bfloat16, each with the error of forecasts of published figures.
+    """Print forecasts of the default model, each with the error of forecasts of published figures.
 
     What was measured goes before them.
 
@@ -63,6 +70,8 @@ def run(
         cache: folder of earlier results.
         jobs: kernels compiled at a time.
         measured: files of results on GPUs; None for the project's, which an installed package does not hold.
+        dtype: of everything; some of `PRECISIONS`.
+        backend: "triton", "torch" or "auto".
         config: constructor arguments of `SepTr` for another model.
 
     Returns:
@@ -74,7 +83,7 @@ def run(
         sys.stderr.write("septr-fast forecast: the package triton is not installed\n")
         return 2
     if triton.knobs.runtime.interpret:
-        return _without_interpreter(device, batch, training, as_json, published, cache, jobs, measured)
+        return _without_interpreter(device, batch, training, as_json, published, cache, jobs, measured, dtype, backend)
     from septr_fast.forecast import forecasts
     from septr_fast.forecast.measured import at_hand
 
@@ -86,7 +95,7 @@ def run(
     found = forecasts.published(cache, jobs, _progress)
     made = []
     if not published:
-        made = forecasts.forecasts(config or {}, device, batch, training, cache, jobs, _progress, runs)
+        made = forecasts.forecasts(config or {}, device, batch, training, cache, jobs, _progress, runs, dtype, backend)
     if as_json:
         told = {"published": [forecasts.as_json(one) for one in found], "error": forecasts.ERROR, "forecasts": made}
         sys.stdout.write(json.dumps(told, indent=1) + "\n")
@@ -111,7 +120,7 @@ def _published_table(found: Sequence[Any]) -> str:
 
 def _table(one: Mapping[str, Any]) -> str:
     kind = "training step" if one["training"] else "forward pass"
-    title = f"FORECAST, not measured: {kind}, batch {one['batch']}, bfloat16, {one['device']}"
+    title = f"FORECAST, not measured: {kind}, batch {one['batch']}, {_computed(one)}, {one['device']}"
     rows = [("kernel or operation", "count", "time", "ruled by", "programs per multiprocessor", "cycles of a program")]
     for line in one["lines"]:
         cycles = ", ".join(f"{unit} {count:,.0f}" for unit, count in line["cycles"].items() if count >= 1)
@@ -126,13 +135,21 @@ def _table(one: Mapping[str, Any]) -> str:
         f"({low:,.0f} to {high:,.0f} by the mean error)",
     ]
     if one["host_seconds"] is None:
-        lines.append("host: not measured, as no C compiler built the stub of the driver")
+        reason = (
+            "it is for kernels alone" if one["backend"] == "torch" else "as no C compiler built the stub of the driver"
+        )
+        lines.append(f"host: not measured, {reason}")
     else:
         lines.append(
             f"host, measured here for as many launches: {duration(one['host_seconds'])}; the pass takes "
             f"{duration(one['seconds'])}, in a CUDA graph {duration(one['gpu_seconds'])}"
         )
     return "\n".join(lines)
+
+
+def _computed(one: Mapping[str, Any]) -> str:
+    """In what, and by PyTorch alone or not."""
+    return f"{one['precision']}, {'PyTorch alone' if one['backend'] == 'torch' else 'kernels'}"
 
 
 def _measured(one: Mapping[str, Any]) -> list[str]:
@@ -142,7 +159,7 @@ def _measured(one: Mapping[str, Any]) -> list[str]:
         return []
     what = "training step and optimizer" if one["training"] else "forward pass"
     return [
-        f"MEASURED: {what}, batch {one['batch']}, bfloat16, {found['device']}, commit {found['commit']}: "
+        f"MEASURED: {what}, batch {one['batch']}, {one['precision']}, {found['device']}, commit {found['commit']}: "
         f"{duration(found['seconds'])}, {found['per_second']:,.0f} spectrograms a second; "
         f"the forecast below is off by {one['off_by']:+.0%}"
     ]
@@ -157,9 +174,12 @@ def _without_interpreter(
     cache: Path,
     jobs: int,
     measured: Sequence[Path] | None,
+    dtype: Sequence[str],
+    backend: str,
 ) -> int:
     """Start the forecast in a process of its own: kernels that were imported to be interpreted do not compile."""
     options = ["--device", *device, "--batch", *map(str, batch), "--cache", str(cache), "--jobs", str(jobs)]
+    options += ["--dtype", *dtype, "--backend", backend]
     options += ["--measured", *map(str, measured)] if measured is not None else []
     flags = {"--training": training, "--json": as_json, "--published": published}
     command = [sys.executable, "-m", "septr_fast", "forecast", *options, *(name for name, on in flags.items() if on)]

@@ -30,7 +30,11 @@ def taken(pass_name: str, device: torch.device) -> tuple[str, str]:
     """The backend that "auto" takes for a pass on `device`, and why."""
     reason = backend.why_not_triton(pass_name, device)
     if device.type == "cuda":
-        return ("triton", "Triton can run here") if reason is None else ("torch", reason)
+        return (
+            ("triton", "Triton can run here, for products in 16 bits; in float32 torch")
+            if reason is None
+            else ("torch", reason)
+        )
     return "torch", '"auto" takes Triton on CUDA devices alone' + ("" if reason is None else f"; {reason}")
 
 

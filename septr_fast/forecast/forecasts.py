@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +24,14 @@ FIT = Fit(0.45, 20.0)
 ERROR = 0.19
 """The mean error of forecasts of published figures that were left out of that choice: `known.error_when_left_out`."""
 
+DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+    "tf32": torch.float32,
+}
+"""Of everything, by what a precision is called: in TF32 PyTorch's products round float32 operands, the kernels' do not."""
+
 Progress = Callable[[int], Callable[[], object]]
 
 
@@ -41,6 +50,8 @@ def forecasts(
     jobs: int,
     progress: Progress,
     runs: Sequence[Run] = (),
+    precisions: Sequence[str] = ("bfloat16",),
+    backend: str = "auto",
 ) -> list[dict[str, Any]]:
     """A forecast for each device and batch, as plain values, with what was measured of the default model.
 
@@ -53,16 +64,24 @@ def forecasts(
         jobs: kernels compiled at a time.
         progress: called with the number of distinct kernels; what it returns is called after each.
         runs: of the benchmarks, on GPUs.
+        precisions: keys of `DTYPES`.
+        backend: "triton", "torch" or "auto", which takes the kernels in 16 bits and PyTorch in float32.
     """
-    by_host = host.measured(config.get("depth", 3), training)
+    by_host = None if backend == "torch" else host.measured(config.get("depth", 3), training)
     made = []
-    for name in devices:
-        for batch in batches:
-            one = _forecast(config, name, batch, training, cache, jobs, progress, by_host)
-            found = None if config else measured.latest(runs, DEVICES[name], batch, training)
-            off = None if found is None else one["seconds"] / found["seconds"] - 1
-            made.append({**one, "measured": found, "off_by": off})
+    for name, batch, precision in itertools.product(devices, batches, precisions):
+        runs_on = _chosen(precision) if backend == "auto" else backend
+        one = _forecast(config, name, batch, training, cache, jobs, progress, by_host, precision, runs_on)
+        chosen = not config and runs_on == _chosen(precision)
+        found = measured.latest(runs, DEVICES[name], batch, training, precision) if chosen else None
+        off = None if found is None else one["seconds"] / found["seconds"] - 1
+        made.append({**one, "measured": found, "off_by": off})
     return made
+
+
+def _chosen(precision: str) -> str:
+    """What "auto" takes on a GPU."""
+    return "torch" if DTYPES[precision] == torch.float32 else "triton"
 
 
 def _forecast(
@@ -74,21 +93,26 @@ def _forecast(
     jobs: int,
     progress: Progress,
     by_host: host.Host | None,
+    precision: str,
+    backend: str,
 ) -> dict[str, Any]:
     device = DEVICES[name]
-    found = steps(config, torch.bfloat16, device.arch, batch, training)
+    dtype, tf32 = DTYPES[precision], precision == "tf32"
+    found = steps(config, dtype, device.arch, batch, training, backend=backend, tf32=tf32)
     launches = {place: step for place, step in enumerate(found) if isinstance(step, Launch)}
     works = work.of_launches(launches, device.arch, cache, jobs, progress)
-    counts = executed.of_kernels(executed.read(), "bfloat16", device.arch, wide=True)
+    counts = executed.of_kernels(executed.read(), str(dtype).removeprefix("torch."), device.arch, wide=True)
     works = {place: work.with_counts(works[place], counts.get(launch.name)) for place, launch in launches.items()}
     lines = times.lines(found, works, device, FIT)
     on_gpu, asked = times.total(lines), counted(found)
-    on_host = None if by_host is None else by_host.of(asked["kernels"])
+    on_host = None if by_host is None or backend == "torch" else by_host.of(asked["kernels"])
     seconds = max(on_gpu, on_host or 0.0)
     return {
         "device": device.name,
         "batch": batch,
         "training": training,
+        "precision": precision,
+        "backend": backend,
         "kernels": asked["kernels"],
         "operations": asked["operations"],
         "gpu_seconds": on_gpu,

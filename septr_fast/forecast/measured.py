@@ -37,13 +37,15 @@ def _readable(files: Iterable[Path]) -> Iterable[Run]:
             continue
 
 
-def latest(runs: Iterable[Run], device: Device, batch: int, training: bool) -> dict[str, Any] | None:
-    """The last figure of the default model in bfloat16, as plain values; None where nobody has measured it."""
+def latest(
+    runs: Iterable[Run], device: Device, batch: int, training: bool, precision: str = "bfloat16"
+) -> dict[str, Any] | None:
+    """The last figure of the default model, as plain values; None where nobody has measured it."""
     of_device = [run for run in runs if run.stamp["device"] == device.called]
     for run in sorted(of_device, key=lambda run: str(run.stamp["date"]), reverse=True):
         for one in run.results:
             figure = (one.group, one.model, one.shape, one.batch, one.precision)
-            if figure == (GROUPS[training], OURS, "default", batch, "bfloat16"):
+            if figure == (GROUPS[training], OURS, "default", batch, precision):
                 stamp = {key: run.stamp[key] for key in ("device", "commit", "date")}
                 return {"seconds": one.seconds, "per_second": one.samples_per_second, **stamp}
     return None

@@ -32,20 +32,30 @@ class Operation:
     Attributes:
         name: in `torch.ops.aten`.
         flops: in products.
-        exact: whether these are of float32 or float64 operands, as they are: without tensor cores.
+        share: of the rate in 16 bits at which tensor cores take these: 1, for operands in TF32 a half; 0 for exact ones
+            of float32 or float64, which take no tensor cores.
         moved: bytes of distinct tensors read and written.
     """
 
     name: str
     flops: int
-    exact: bool
+    share: float
     moved: int
 
 
 Step: TypeAlias = "Launch | Operation"
 
 
-def steps(config: Mapping[str, Any], dtype: torch.dtype, arch: int, batch: int, training: bool) -> list[Step]:
+def steps(
+    config: Mapping[str, Any],
+    dtype: torch.dtype,
+    arch: int,
+    batch: int,
+    training: bool,
+    *,
+    backend: str = "triton",
+    tf32: bool = False,
+) -> list[Step]:
     """What one pass without gradients, or one step of training without optimizer, asks for.
 
     Tensors are without data. In a step of training weights are folded, without gradients that is done before; what
@@ -57,14 +67,16 @@ def steps(config: Mapping[str, Any], dtype: torch.dtype, arch: int, batch: int, 
         arch: compute capability.
         batch: number of spectrograms.
         training: whether gradients are asked for.
+        backend: "triton" or "torch".
+        tf32: whether PyTorch's products of float32 operands are in TF32.
     """
     found: list[Step] = []
     with torch.device("meta"):
-        model = SepTr(**config, backend="triton").to(dtype)
+        model = SepTr(**config, backend=backend).to(dtype)
     if not training:
         with recording(arch), torch.no_grad():
             class_token(model, dtype, batch)
-    with _Recorder(found) as recorder, recording(arch) as launches:
+    with _Recorder(found, tf32) as recorder, recording(arch) as launches:
         recorder.launches = launches
         with torch.set_grad_enabled(training):
             answer = class_token(model, dtype, batch)
@@ -77,9 +89,10 @@ def steps(config: Mapping[str, Any], dtype: torch.dtype, arch: int, batch: int, 
 class _Recorder(TorchDispatchMode):
     """Puts launches and operations behind one another."""
 
-    def __init__(self, found: list[Step]) -> None:
+    def __init__(self, found: list[Step], tf32: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.found = found
+        self._shares = {torch.float32: 0.5 if tf32 else 0.0, torch.float64: 0.0}
         self.launches: Sequence[Launch] = ()
         self._taken = 0
 
@@ -102,9 +115,9 @@ class _Recorder(TorchDispatchMode):
             count = flop_registry.get(func.overloadpacket)
             flops = count(*args, **(kwargs or {}), out_val=result) if count else 0
             given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-            exact = any(x.dtype in (torch.float32, torch.float64) for x in given)
+            share = min((self._shares.get(x.dtype, 1.0) for x in given), default=1.0)
             self.found.append(
-                Operation(func._schema.name.removeprefix("aten::"), flops, exact, distinct_bytes(tensors))
+                Operation(func._schema.name.removeprefix("aten::"), flops, share, distinct_bytes(tensors))
             )
         return result
 

@@ -91,7 +91,7 @@ def of_kernel(launch: Launch, work: Work, device: Device, fit: Fit) -> Cost:
 def of_operation(operation: Operation, device: Device, fit: Fit) -> Cost:
     """The time of one operation of PyTorch, by the rate that the vendor's library attains in large products."""
     lanes = device.multiprocessors * 128 * device.plain * 2 * device.clock
-    rate = lanes if operation.exact else device.peak
+    rate = max(lanes, operation.share * device.peak)
     computing = operation.flops / (rate * device.products)
     moving = _moving(operation.moved, device, fit)
     return Cost(max(computing, moving) + BETWEEN, "memory" if moving > computing else "products")

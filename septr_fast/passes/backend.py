@@ -24,6 +24,8 @@ from septr_fast.version import VERSION
 
 BACKENDS = ("auto", "torch", "triton")
 LEAST_TORCH, LEAST_TRITON = (2, 10), (3, 6)
+FLOAT32 = "the vendor's products in float32 are taken for faster than the kernels', see docs/forecast.md"
+"""Why "auto" leaves products in float32 to PyTorch."""
 
 _logger = logging.getLogger("septr_fast")
 _logged: set[str] = set()
@@ -176,16 +178,19 @@ def choose(
     device: torch.device,
     limit: str | None = None,
     trial: Callable[[], str | None] = lambda: None,
+    *,
+    products: torch.dtype = torch.bfloat16,
 ) -> str:
     """The backend that runs `pass_name` for tensors on `device`: "torch" or "triton".
 
     Args:
-        backend: "auto" takes Triton where it can run on a CUDA device and PyTorch elsewhere, logging
-            once why a CUDA device is served by PyTorch; "torch" and "triton" insist.
+        backend: "auto" takes Triton for products in 16 bits where it can run on a CUDA device and PyTorch elsewhere,
+            logging once why a CUDA device is served by PyTorch; "torch" and "triton" insist.
         pass_name: name of a function of `septr_fast.passes.dispatch`.
         device: where the tensors are.
         limit: what of this pass the kernels cannot do, if anything.
         trial: where they can run, tells what they did wrong on `device`, if anything.
+        products: dtype of the operands of matrix products.
 
     Raises:
         ValueError: for an unknown name.
@@ -193,7 +198,10 @@ def choose(
     """
     if check_name(backend) == "torch" or (backend == "auto" and device.type != "cuda"):
         return "torch"
-    reason = limit or _why_not_now() or why_not_triton(pass_name, device) or trial()
+    reason = limit or _why_not_now() or why_not_triton(pass_name, device)
+    if backend == "auto" and reason is None and products == torch.float32:
+        reason = FLOAT32
+    reason = reason or trial()
     if reason is None:
         return "triton"
     if backend == "triton":

@@ -98,8 +98,9 @@ def _runs(pass_name: str, grid: Tensor, weights: Folded, settings: Settings) -> 
         dropout=settings.drops,
         along_padding=pass_name == "low_rank_pass" and lengths is not None and lengths.axis == settings.axis,
     )
-    trial = partial(_tried, grid.device, mlp.out_weight.dtype)
-    if choose(settings.backend, pass_name, grid.device, limit, trial) == "torch":
+    products = mlp.out_weight.dtype
+    trial = partial(_tried, grid.device, products)
+    if choose(settings.backend, pass_name, grid.device, limit, trial, products=products) == "torch":
         return torch_operators if torch_operators.serve(grid.device, settings) else torch_passes
     from septr_fast.passes.triton import passes as triton_passes
 

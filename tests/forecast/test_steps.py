@@ -24,7 +24,7 @@ def test_launches_and_operations_stand_in_order() -> None:
     tokens, features = 3 * 16 * 24, 2 * 32
     assert projection.flops == 2 * tokens * 32 * features
     assert projection.moved == 2 * (tokens * (32 + features) + 32 * features + features)
-    assert not projection.exact
+    assert projection.share == 1
 
 
 def test_training_asks_for_gradients() -> None:
@@ -38,9 +38,9 @@ def test_products_that_are_summed_up_in_float32_take_tensor_cores() -> None:
     found = steps({**SMALL, "formulation": "merged"}, torch.bfloat16, ARCH, 1, True)
     products = [step for step in found if isinstance(step, Operation) and step.name == "mm"]
     assert products
-    assert not any(step.exact for step in products)
+    assert {step.share for step in products} == {1}
     exact = steps(SMALL, torch.float32, ARCH, 1, True)
-    assert all(step.exact for step in exact if isinstance(step, Operation) and step.name == "mm")
+    assert all(step.share == 0 for step in exact if isinstance(step, Operation) and step.name == "mm")
 
 
 def test_views_and_empty_tensors_start_nothing() -> None:

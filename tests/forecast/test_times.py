@@ -68,21 +68,22 @@ def test_the_busiest_unit_is_named() -> None:
 
 
 def test_small_operands_come_from_the_cache() -> None:
-    small, large = (Operation("add", 0, False, moved) for moved in (H100.cache // 4, H100.cache * 4))
+    small, large = (Operation("add", 0, 1.0, moved) for moved in (H100.cache // 4, H100.cache * 4))
     rates = [one.moved / (times.of_operation(one, H100, ALL_HIDDEN).seconds - times.BETWEEN) for one in (small, large)]
     cached = ALL_HIDDEN.cache_bytes * H100.multiprocessors * H100.clock
     assert rates == pytest.approx([cached, H100.memory * COPIED])
 
 
 def test_exact_products_take_no_tensor_cores() -> None:
-    fast, exact = (
-        times.of_operation(Operation("mm", 10**12, kind, 1), H100, ALL_HIDDEN).seconds for kind in (False, True)
+    fast, tf32, exact = (
+        times.of_operation(Operation("mm", 10**12, share, 1), H100, ALL_HIDDEN).seconds for share in (1.0, 0.5, 0.0)
     )
+    assert tf32 / fast == pytest.approx(2, rel=1e-2)
     assert exact / fast == pytest.approx(4096 / 256, rel=1e-2)
 
 
 def test_lines_add_up_by_name() -> None:
-    found = [launched(264), Operation("mm", 10**9, False, 1), launched(132)]
+    found = [launched(264), Operation("mm", 10**9, 1.0, 1), launched(132)]
     lines = times.lines(found, {0: WORK, 2: WORK}, H100, ALL_HIDDEN)
     assert {(line.name, line.count) for line in lines} == {("kernel", 2), ("mm", 1)}
     assert times.total(lines) == pytest.approx(

@@ -1,7 +1,7 @@
 """Chunks of rows whose intermediate results fit a CPU's cache.
 
 A pass cuts the grid into chunks of rows (for the height axis: of columns). The cores take them in turn (see `cores`).
-On other devices a chunk is as large as memory allows; under `torch.compile` it is everything.
+On other devices chunks are large enough to keep them busy; under `torch.compile` it is everything.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CPU_CHUNK_BYTES = 6 << 20
 CPU_TRAINING_CHUNK_BYTES = 12 << 20
 LEAST_CHUNK_BYTES = 1 << 20
 """Of a chunk on a CPU: for one core or two it is as above, for more of them in proportion less, and not below this."""
-DEVICE_CHUNK_BYTES = 4 << 30
+DEVICE_CHUNK_BYTES = 1 << 29
 LEAST_SHARED_BYTES = 1 << 23
 """Of a sample's intermediate results that cores share chunk by chunk; of less they share every operation, since
 operations so short wait for the one thread at a time that Python lets start them."""
