@@ -72,7 +72,6 @@ def inner_products(
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_C: tl.constexpr,
-    INPUT_PRECISION: tl.constexpr,
 ):
     """The products of two tiles of tokens `(·, BLOCK_D)` with one another.
 
@@ -81,7 +80,7 @@ def inner_products(
     that they sum up in registers.
     """
     if BLOCK_C == BLOCK_D:
-        products = dot(left, tl.trans(right), input_precision=INPUT_PRECISION)
+        products = dot(left, tl.trans(right))
     else:
         products = tl.zeros((left.shape[0], right.shape[0]), tl.float32)
         for start in range(0, BLOCK_D, BLOCK_C):
@@ -89,7 +88,7 @@ def inner_products(
             # (·, BLOCK_C)
             a = load_slice(left_source, offs_c, HEAD_DIM)
             b = load_slice(right_source, offs_c, HEAD_DIM)
-            products = dot(a, tl.trans(b), products, input_precision=INPUT_PRECISION)
+            products = dot(a, tl.trans(b), products)
     return products
 
 
@@ -126,7 +125,6 @@ def axis_attention_fwd_kernel(
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     SHARED: tl.constexpr,
-    INPUT_PRECISION: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -192,7 +190,7 @@ def axis_attention_fwd_kernel(
                     v = load_tile(v_ptr, start + offs_k, offs_d, v_strides[2], v_strides[4], KEYS, HEAD_DIM, EVEN_K)
             # (BLOCK_Q, BLOCK_K)
             k_source = (k_ptr, start + offs_k, k_strides, KEYS)
-            scores = inner_products(q, k, q_source, k_source, HEAD_DIM, BLOCK_D, BLOCK_C, INPUT_PRECISION)
+            scores = inner_products(q, k, q_source, k_source, HEAD_DIM, BLOCK_D, BLOCK_C)
             if KEYS % BLOCK_K != 0 or valid_ptr is not None:
                 scores = tl.where((start + offs_k < valid)[None, :], scores, float("-inf"))
             new_largest = tl.maximum(largest, tl.max(scores, 1))
@@ -200,7 +198,7 @@ def axis_attention_fwd_kernel(
             p = tl.exp2((scores - new_largest[:, None]) * LOG2E)
             total = total * rescale + tl.sum(p, 1)
             largest = new_largest
-            acc = dot(p.to(v.dtype), v, acc * rescale[:, None], input_precision=INPUT_PRECISION)
+            acc = dot(p.to(v.dtype), v, acc * rescale[:, None])
         acc *= (1.0 / total)[:, None]
         head_out_ptr = out_ptr + head * out_strides[3]
         store_tile(head_out_ptr, acc, offs_q, offs_d, out_strides[2], out_strides[4], QUERIES, HEAD_DIM, EVEN_Q)

@@ -54,7 +54,7 @@ def class_products(tile, vector, ON_TENSOR_CORES: tl.constexpr):
     if ON_TENSOR_CORES:
         # (COLUMNS, BLOCK_D)
         columns = tl.where((tl.arange(0, COLUMNS) == 0)[:, None], vector[None, :], 0.0).to(tile.dtype)
-        products = tl.sum(dot(tile, tl.trans(columns), input_precision="ieee"), 1)
+        products = tl.sum(dot(tile, tl.trans(columns)), 1)
     else:
         products = sum_of_products(tile.to(tl.float32), vector[None, :], 1)
     return products
@@ -66,7 +66,7 @@ def class_sums(tile, weights, ON_TENSOR_CORES: tl.constexpr):
     if ON_TENSOR_CORES:
         # (tokens, COLUMNS)
         columns = tl.where((tl.arange(0, COLUMNS) == 0)[None, :], weights[:, None], 0.0).to(tile.dtype)
-        sums = tl.sum(dot(tl.trans(tile), columns, input_precision="ieee"), 1)
+        sums = tl.sum(dot(tl.trans(tile), columns), 1)
     else:
         sums = sum_of_products(weights[:, None], tile.to(tl.float32), 0)
     return sums
@@ -107,7 +107,6 @@ def attention_and_gradient(
     BLOCK_D: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_C: tl.constexpr,
-    INPUT_PRECISION: tl.constexpr,
 ):
     """The attention of queries to the keys `offs_k`, zero to none, and its gradient.
 
@@ -118,13 +117,13 @@ def attention_and_gradient(
     k_ptr, v_ptr, k_strides, v_strides = keys
     k_source, v_source = (k_ptr, offs_k, k_strides, KEYS), (v_ptr, offs_k, v_strides, KEYS)
     # (BLOCK_Q, BLOCK_K)
-    scores = inner_products(q, k, q_source, k_source, HEAD_DIM, BLOCK_D, BLOCK_C, INPUT_PRECISION)
+    scores = inner_products(q, k, q_source, k_source, HEAD_DIM, BLOCK_D, BLOCK_C)
     p = weights_of(scores, highest[:, None], factor[:, None])
     if valid is not None:
         p = tl.where((offs_k < valid)[None, :], p, 0.0)
     elif KEYS % BLOCK_K != 0:
         p = tl.where((offs_k < KEYS)[None, :], p, 0.0)
-    dp = inner_products(grad, v, grad_source, v_source, HEAD_DIM, BLOCK_D, BLOCK_C, INPUT_PRECISION)
+    dp = inner_products(grad, v, grad_source, v_source, HEAD_DIM, BLOCK_D, BLOCK_C)
     return p, dp
 
 
@@ -159,7 +158,6 @@ def axis_attention_bwd_query_kernel(
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     SHARED: tl.constexpr,
-    INPUT_PRECISION: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -227,7 +225,7 @@ def axis_attention_bwd_query_kernel(
             if not HELD:
                 k, v = load_keys(keys, offs_k, BLOCK_D, KEYS, HEAD_DIM, EVEN_K, SHARED)
             p, dp = attention_and_gradient(
-                queries, k, v, keys, offs_k, valid, KEYS, HEAD_DIM, BLOCK_D, BLOCK_K, BLOCK_C, INPUT_PRECISION
+                queries, k, v, keys, offs_k, valid, KEYS, HEAD_DIM, BLOCK_D, BLOCK_K, BLOCK_C
             )
             delta += sum_of_products(p, dp, 1)
         else:
@@ -245,7 +243,6 @@ def axis_attention_bwd_query_kernel(
                     BLOCK_D,
                     BLOCK_K,
                     BLOCK_C,
-                    INPUT_PRECISION,
                 )
                 delta += sum_of_products(p, dp, 1)
         offs_delta = head * delta_strides[3] + offs_q.to(tl.int64) * delta_strides[2]
@@ -256,7 +253,7 @@ def axis_attention_bwd_query_kernel(
         # (BLOCK_Q, BLOCK_D)
         if RESIDENT:
             ds = p * (dp - delta[:, None])
-            grad_q = dot(ds.to(k.dtype), k, input_precision=INPUT_PRECISION)
+            grad_q = dot(ds.to(k.dtype), k)
             grad_q += cls_ds[:, None] * cls_k[None, :]
         else:
             grad_q = cls_ds[:, None] * cls_k[None, :]
@@ -274,10 +271,9 @@ def axis_attention_bwd_query_kernel(
                     BLOCK_D,
                     BLOCK_K,
                     BLOCK_C,
-                    INPUT_PRECISION,
                 )
                 ds = p * (dp - delta[:, None])
-                grad_q = dot(ds.to(k.dtype), k, grad_q, input_precision=INPUT_PRECISION)
+                grad_q = dot(ds.to(k.dtype), k, grad_q)
         out_ptr = grad_q_ptr + head * grad_q_strides[3]
         store_tile(out_ptr, grad_q, offs_q, offs_d, grad_q_strides[2], grad_q_strides[4], QUERIES, HEAD_DIM, EVEN_Q)
         if not ON_TENSOR_CORES:

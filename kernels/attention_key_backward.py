@@ -11,7 +11,7 @@ from .rounding import dot
 
 
 @triton.jit
-def add_key_gradients(p, dp, q, grad, delta, grad_k, grad_v, CHAINED: tl.constexpr, INPUT_PRECISION: tl.constexpr):
+def add_key_gradients(p, dp, q, grad, delta, grad_k, grad_v, CHAINED: tl.constexpr):
     """Add what the queries of one tile contribute to the gradients of a tile of keys and values, or to their sum.
 
     Shapes: the attention `p` and its gradient `dp` `(BLOCK_K, BLOCK_Q)`, queries `(BLOCK_Q, BLOCK_D)`, `delta`
@@ -20,11 +20,11 @@ def add_key_gradients(p, dp, q, grad, delta, grad_k, grad_v, CHAINED: tl.constex
     # (BLOCK_K, BLOCK_Q)
     ds = p * (dp - delta[None, :])
     # (BLOCK_K, BLOCK_D)
-    grad_k = dot(ds.to(q.dtype), q, grad_k, input_precision=INPUT_PRECISION)
+    grad_k = dot(ds.to(q.dtype), q, grad_k)
     if CHAINED:
-        grad_k = dot(p.to(q.dtype), grad, grad_k, input_precision=INPUT_PRECISION)
+        grad_k = dot(p.to(q.dtype), grad, grad_k)
     else:
-        grad_v = dot(p.to(q.dtype), grad, grad_v, input_precision=INPUT_PRECISION)
+        grad_v = dot(p.to(q.dtype), grad, grad_v)
     return grad_k, grad_v
 
 
@@ -64,7 +64,6 @@ def axis_attention_bwd_key_kernel(
     BLOCK_G: tl.constexpr,
     SHARED: tl.constexpr,
     CHAINED: tl.constexpr,
-    INPUT_PRECISION: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -120,15 +119,13 @@ def axis_attention_bwd_key_kernel(
         (cls_q_ptr, offs_g, cls_q_strides, GROUP),
         (cls_grad_ptr, offs_g, cls_grad_strides, GROUP),
     )
-    cls_scores = inner_products(k, cls_q, k_source, cls_q_source, HEAD_DIM, BLOCK_D, BLOCK_C, INPUT_PRECISION)
-    cls_dp = inner_products(v, cls_grad, v_source, cls_grad_source, HEAD_DIM, BLOCK_D, BLOCK_C, INPUT_PRECISION)
+    cls_scores = inner_products(k, cls_q, k_source, cls_q_source, HEAD_DIM, BLOCK_D, BLOCK_C)
+    cls_dp = inner_products(v, cls_grad, v_source, cls_grad_source, HEAD_DIM, BLOCK_D, BLOCK_C)
     cls_p = weights_of(cls_scores, cls_highest[None, :], cls_factor[None, :])
     valid = load_padded(valid_ptr, batch)
     if valid is not None:
         cls_p = tl.where((offs_k < valid)[:, None], cls_p, 0.0)
-    grad_k, grad_v = add_key_gradients(
-        cls_p, cls_dp, cls_q, cls_grad, cls_delta, grad_k, grad_v, CHAINED, INPUT_PRECISION
-    )
+    grad_k, grad_v = add_key_gradients(cls_p, cls_dp, cls_q, cls_grad, cls_delta, grad_k, grad_v, CHAINED)
     for step in range(0, GROUP * QUERY_TILES):
         head = key_head * GROUP + step // QUERY_TILES
         offs_q = (step % QUERY_TILES) * BLOCK_Q + tl.arange(0, BLOCK_Q)
@@ -142,12 +139,12 @@ def axis_attention_bwd_key_kernel(
         delta = load_vector(delta_ptr + head * delta_strides[3], offs_q, delta_strides[2], LENGTH, 0.0)
         # (BLOCK_K, BLOCK_Q)
         q_source, grad_source = (head_q_ptr, offs_q, q_strides, LENGTH), (head_grad_ptr, offs_q, grad_strides, LENGTH)
-        scores = inner_products(k, q, k_source, q_source, HEAD_DIM, BLOCK_D, BLOCK_C, INPUT_PRECISION)
-        dp = inner_products(v, grad, v_source, grad_source, HEAD_DIM, BLOCK_D, BLOCK_C, INPUT_PRECISION)
+        scores = inner_products(k, q, k_source, q_source, HEAD_DIM, BLOCK_D, BLOCK_C)
+        dp = inner_products(v, grad, v_source, grad_source, HEAD_DIM, BLOCK_D, BLOCK_C)
         p = weights_of(scores, highest[None, :], factor[None, :])
         if valid is not None:
             p = tl.where((offs_k < valid)[:, None], p, 0.0)
-        grad_k, grad_v = add_key_gradients(p, dp, q, grad, delta, grad_k, grad_v, CHAINED, INPUT_PRECISION)
+        grad_k, grad_v = add_key_gradients(p, dp, q, grad, delta, grad_k, grad_v, CHAINED)
     if SHARED and not CHAINED:
         grad_k += grad_v
     store_tile(grad_k_ptr, grad_k, offs_k, offs_d, grad_k_strides[2], grad_k_strides[4], LENGTH, HEAD_DIM, EVEN_K)

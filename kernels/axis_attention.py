@@ -232,7 +232,6 @@ def _key_backward(
     arguments |= {"rows": rows, "KEY_HEADS": key_heads, "GROUP": group, "LENGTH": length, "HEAD_DIM": head_dim}
     arguments |= {"BLOCK_D": block_d, "BLOCK_G": launch.feature_block(group), "SHARED": operands.value is None}
     arguments["CHAINED"] = operands.value is None and launch.architecture(query.device) not in launch.UNCHAINED
-    arguments["INPUT_PRECISION"] = launch.input_precision()
     tile_q, tile_k = config.tiles["BLOCK_Q"], config.tiles["BLOCK_K"]
     tiles = launch.ceil_div(length, tile_k)
     padded = tiles * tile_k * (group * launch.ceil_div(length, tile_q) * tile_q + arguments["BLOCK_G"])
@@ -267,7 +266,6 @@ def _keys(operands: Operands, heads: int) -> dict[str, Any]:
         "KEYS": key.shape[2],
         "BLOCK_D": launch.feature_block(key.shape[4]),
         "SHARED": operands.value is None,
-        "INPUT_PRECISION": launch.input_precision(),
     }
 
 

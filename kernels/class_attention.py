@@ -59,7 +59,6 @@ def attend(
         "heads": heads,
         "eps": eps,
         "WIDTH": width,
-        "INPUT_PRECISION": launch.input_precision(),
         **blocks,
     }
     tile_values = _tiled_length(length, config) * blocks["BLOCK_H"] * blocks["BLOCK_D"]
@@ -157,7 +156,6 @@ def attend_backward(
         "length": length,
         "blocks": key_blocks,
         "eps": eps,
-        "INPUT_PRECISION": launch.input_precision(),
     }
     tile_values = _tiled_length(length, config) * blocks["BLOCK_H"] * blocks["BLOCK_D"]
     launch.launch(

@@ -38,7 +38,7 @@ from .rounding import dot, sum_of_products
 
 
 @triton.jit
-def product_over_features(a, b, M: tl.constexpr, N: tl.constexpr, D: tl.constexpr, INPUT_PRECISION: tl.constexpr):
+def product_over_features(a, b, M: tl.constexpr, N: tl.constexpr, D: tl.constexpr):
     """The float32 `(M, N)` product a bᵀ of `(M, D)` and `(N, D)`, summed over chunks of features.
 
     The chunks are shared out among the warps; whole rows as operands would not fit the registers.
@@ -46,7 +46,7 @@ def product_over_features(a, b, M: tl.constexpr, N: tl.constexpr, D: tl.constexp
     CHUNK: tl.constexpr = 16
     a = tl.permute(tl.reshape(a, (M, D // CHUNK, CHUNK)), (1, 0, 2))
     b = tl.permute(tl.reshape(b, (N, D // CHUNK, CHUNK)), (1, 2, 0))
-    return tl.sum(dot(a, b, input_precision=INPUT_PRECISION, ANEW=True), 0)
+    return tl.sum(dot(a, b), 0)
 
 
 @triton.jit
@@ -77,7 +77,6 @@ def class_attention_fwd_kernel(
     heads,
     eps,
     WIDTH: tl.constexpr,
-    INPUT_PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -117,13 +116,13 @@ def class_attention_fwd_kernel(
         hat, _ = standardize(x, offs_d, eps, WIDTH)
         hat = hat.to(dtype)
         # (BLOCK_H, BLOCK_K)
-        scores = product_over_features(query, hat, BLOCK_H, BLOCK_K, BLOCK_D, INPUT_PRECISION)
+        scores = product_over_features(query, hat, BLOCK_H, BLOCK_K, BLOCK_D)
         scores = tl.where(mask_k[None, :], scores, float("-inf"))
         raised = tl.maximum(highest, tl.max(scores, 1))
         probability = tl.exp(scores - raised[:, None])
         decay = tl.exp(highest - raised)
         total = total * decay + tl.sum(probability, 1)
-        attended = dot(probability.to(dtype), hat, attended * decay[:, None], input_precision=INPUT_PRECISION)
+        attended = dot(probability.to(dtype), hat, attended * decay[:, None])
         highest = raised
     attended = attended * (1.0 / total)[:, None]
     store_tokens(attended_ptr + sequence * heads * WIDTH, attended, offs_h * WIDTH, offs_d, 1, mask_h, WIDTH)
@@ -222,7 +221,6 @@ def class_attention_bwd_kernel(
     blocks,
     eps,
     WIDTH: tl.constexpr,
-    INPUT_PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -260,8 +258,8 @@ def class_attention_bwd_kernel(
         query = load_tokens(query_ptr, offs_h * query_strides[1], offs_d, query_strides[2], mask_h, WIDTH).to(dtype)
         grad = load_tokens(grad_attended_ptr, offs_grad, offs_d, grad_attended_strides[3], mask_h, WIDTH).to(dtype)
         # (BLOCK_H, BLOCK_K)
-        scores = product_over_features(query, key, BLOCK_H, BLOCK_K, BLOCK_D, INPUT_PRECISION)
-        grad_probability = product_over_features(grad, key, BLOCK_H, BLOCK_K, BLOCK_D, INPUT_PRECISION)
+        scores = product_over_features(query, key, BLOCK_H, BLOCK_K, BLOCK_D)
+        grad_probability = product_over_features(grad, key, BLOCK_H, BLOCK_K, BLOCK_D)
         # (BLOCK_H,)
         highest, total = load_statistics(statistics_ptr, sample, row, offs_h, statistics_strides, mask_h)
         delta = tl.load(delta_ptr + (sample * rows + row) * heads + offs_h, mask=mask_h, other=0.0)
@@ -270,10 +268,10 @@ def class_attention_bwd_kernel(
         probability = tl.exp(scores)
         grad_scores = (probability * (grad_probability - delta[:, None])).to(dtype)
         probability = probability.to(dtype)
-        grad_query = dot(grad_scores, key, grad_query, input_precision=INPUT_PRECISION, ANEW=True)
+        grad_query = dot(grad_scores, key, grad_query)
         # (BLOCK_K, BLOCK_D)
-        grad_hat = dot(tl.trans(probability), grad, input_precision=INPUT_PRECISION, ANEW=True)
-        grad_hat = dot(tl.trans(grad_scores), query, grad_hat, input_precision=INPUT_PRECISION, ANEW=True)
+        grad_hat = dot(tl.trans(probability), grad)
+        grad_hat = dot(tl.trans(grad_scores), query, grad_hat)
         grad_x = standardize_backward(grad_hat, hat, r, WIDTH)
         offs_row = sample * grad_grid_strides[0] + row * grad_grid_strides[1]
         offs_grad = offs_row + position * grad_grid_strides[2]

@@ -46,7 +46,6 @@ def fused_attention_fwd_kernel(
     DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    INPUT_PRECISION: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -92,11 +91,11 @@ def fused_attention_fwd_kernel(
             )
             bias = load_vector(query_bias_ptr, offs_feature, query_bias_strides[0], HEADS * DIM, 0.0)
             # (BLOCK_Q, BLOCK_C)
-            query = dot(tokens, tl.trans(weight), input_precision=INPUT_PRECISION) + bias[None, :]
+            query = dot(tokens, tl.trans(weight)) + bias[None, :]
             query = query.to(dtype)
             # (BLOCK_K, BLOCK_C)
             keys = load_tile(hat_ptr, offs_k, offs_c, hat_strides[2], hat_strides[3], LENGTH, DIM, EVEN_K)
-            scores = dot(query, tl.trans(keys), scores, input_precision=INPUT_PRECISION)
+            scores = dot(query, tl.trans(keys), scores)
             cls_key = load_vector(cls_hat_ptr, offs_c, cls_hat_strides[1], DIM, 0.0)
             cls_scores += sum_of_products(query.to(tl.float32), cls_key[None, :], 1)
         if LENGTH != BLOCK_K:
@@ -116,7 +115,7 @@ def fused_attention_fwd_kernel(
             values = load_tile(hat_ptr, offs_k, offs_c, hat_strides[2], hat_strides[3], LENGTH, DIM, EVEN_K)
             cls_value = load_vector(cls_hat_ptr, offs_c, cls_hat_strides[1], DIM, 0.0)
             # (BLOCK_Q, BLOCK_C)
-            attended = dot(p, values, cls_p[:, None] * cls_value[None, :], input_precision=INPUT_PRECISION)
+            attended = dot(p, values, cls_p[:, None] * cls_value[None, :])
             # (BLOCK_D, BLOCK_C)
             weight = load_tile(
                 out_weight_ptr,
@@ -128,7 +127,7 @@ def fused_attention_fwd_kernel(
                 HEADS * DIM,
                 DIM == BLOCK_D,
             )
-            branch = dot(attended.to(dtype), tl.trans(weight), branch, input_precision=INPUT_PRECISION)
+            branch = dot(attended.to(dtype), tl.trans(weight), branch)
     branch += load_vector(out_bias_ptr, offs_d, out_bias_strides[0], DIM, 0.0)[None, :]
     store_tile(branch_ptr, branch, offs_q, offs_d, branch_strides[2], branch_strides[3], LENGTH, DIM, EVEN_Q)
 
@@ -178,7 +177,6 @@ def attend_and_project(
     arguments: dict[str, Any] = {f"{name}_ptr": tensor for name, tensor in operands.items()}
     arguments |= {f"{name}_strides": tensor.stride() for name, tensor in operands.items()}
     arguments |= {"rows": rows, "HEADS": heads, "LENGTH": length, "DIM": dim, "BLOCK_D": block_d, "BLOCK_K": block_k}
-    arguments["INPUT_PRECISION"] = launch.input_precision()
     tiles = launch.ceil_div(length, config.tiles["BLOCK_Q"])
     padded = tiles * config.tiles["BLOCK_Q"]
     launch.launch(

@@ -131,20 +131,16 @@ def choose(name: str, device: torch.device, dtype: torch.dtype, width: int) -> C
     return _lookup_tuned(choice, device) or lookup(name, architecture(device), dtype.itemsize, width)
 
 
+@functools.cache
 def lookup(name: str, arch: int, itemsize: int, width: int) -> Config:
     """The first row of the shipped tables that serves.
 
     Raises:
         LookupError: for an unknown kernel, or features too wide for it.
     """
-    return _lookup(name, arch, itemsize, width, _on_tensor_cores(itemsize))
-
-
-@functools.cache
-def _lookup(name: str, arch: int, itemsize: int, width: int, on_tensor_cores: bool) -> Config:
     for row in TABLES:
         if row.kernel == name and arch in row.archs and itemsize <= row.itemsize and width <= row.width:
-            return _config(row, arch, on_tensor_cores)
+            return _config(row, arch, itemsize)
     raise LookupError(f"no launch configuration of {name} for sm_{arch}, {itemsize} bytes per value, {width} features")
 
 
@@ -156,15 +152,12 @@ def _lookup_tuned(choice: Choice, device: torch.device) -> Config | None:
         _tuned[device] = _sources[-1](device)
     for row in _tuned[device]:
         if (row.kernel, row.itemsize) == (choice.name, choice.itemsize) and _tile(row.width) == _tile(choice.width):
-            return _config(row, architecture(device), _on_tensor_cores(choice.itemsize))
+            return _config(row, architecture(device), choice.itemsize)
     return None
 
 
-def _on_tensor_cores(itemsize: int) -> bool:
-    return itemsize < 4 or input_precision() != "ieee"
-
-
-def _config(row: Row, arch: int, on_tensor_cores: bool) -> Config:
+def _config(row: Row, arch: int, itemsize: int) -> Config:
+    on_tensor_cores = itemsize < 4
     return Config(row.tiles, row.warps, 1 if arch in UNPIPELINED and on_tensor_cores else row.stages)
 
 
@@ -263,19 +256,6 @@ def override(configs: Mapping[str, Config]) -> Iterator[None]:
         yield
     finally:
         _overrides.remove(configs)
-
-
-def input_precision() -> str:
-    """How float32 products are computed, "ieee" or "tf32", as PyTorch is told to compute them on CUDA devices.
-
-    It is told by `torch.set_float32_matmul_precision` or `torch.backends.cuda.matmul.allow_tf32`, which set
-    `torch.backends.cuda.matmul.fp32_precision` too, or by that alone: then `torch.get_float32_matmul_precision` raises.
-    Before PyTorch 2.9 there are the first two.
-    """
-    told = getattr(torch.backends.cuda.matmul, "fp32_precision", None)
-    if told is None:
-        told = "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
-    return "tf32" if told == "tf32" else "ieee"
 
 
 def feature_block(width: int) -> int:

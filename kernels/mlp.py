@@ -139,7 +139,6 @@ def mlp_fwd_kernel(
     WIDTH: tl.constexpr,
     HIDDEN: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    INPUT_PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
@@ -162,12 +161,12 @@ def mlp_fwd_kernel(
         # (BLOCK_H, BLOCK_D)
         hidden_weight = load_weight(hidden_weight_ptr, start + offs_h, offs_d, hidden_weight_strides, HIDDEN, WIDTH)
         # (BLOCK_M, BLOCK_H)
-        h = dot(hat, tl.trans(hidden_weight), input_precision=INPUT_PRECISION)
+        h = dot(hat, tl.trans(hidden_weight))
         h += load_bias(hidden_bias_ptr, start + offs_h, hidden_bias_strides[0], HIDDEN)[None, :]
         activated = gelu(h, dtype.primitive_bitwidth > 16).to(dtype)
         # (BLOCK_D, BLOCK_H)
         out_weight = load_weight(out_weight_ptr, offs_d, start + offs_h, out_weight_strides, WIDTH, HIDDEN)
-        out = dot(activated, tl.trans(out_weight), out, input_precision=INPUT_PRECISION)
+        out = dot(activated, tl.trans(out_weight), out)
     tl.debug_barrier()  # What is read again are sums that other threads have written above.
     parts = pieces(out, y_ptr.dtype.element_ty)
     for index in tl.static_range(len(parts)):
@@ -243,7 +242,6 @@ def launch_over_tokens(
         "WIDTH": width,
         "HIDDEN": hidden,
         "BLOCK_D": block,
-        "INPUT_PRECISION": launch.input_precision(),
     }
     launch.launch(
         name,

@@ -76,7 +76,6 @@ def mlp_bwd_kernel(
     WIDTH: tl.constexpr,
     HIDDEN: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    INPUT_PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_H: tl.constexpr,
     RELOAD: tl.constexpr = 0,
@@ -117,7 +116,7 @@ def mlp_bwd_kernel(
         # (BLOCK_H, BLOCK_D)
         hidden_weight = load_weight(hidden_weight_ptr, start + offs_h, offs_d, hidden_weight_strides, HIDDEN, WIDTH)
         # (BLOCK_M, BLOCK_H)
-        product = dot(hat, tl.trans(hidden_weight), input_precision=INPUT_PRECISION)
+        product = dot(hat, tl.trans(hidden_weight))
         h = product + load_bias(hidden_bias_ptr, start + offs_h, hidden_bias_strides[0], HIDDEN)[None, :]
         distribution = normal_distribution(h, dtype.primitive_bitwidth > 16)
         store_tokens(activated_ptr, h * distribution, packed * HIDDEN, start + offs_h, 1, mask_m, HIDDEN)
@@ -125,9 +124,9 @@ def mlp_bwd_kernel(
         # (BLOCK_D, BLOCK_H)
         out_weight = load_weight(out_weight_ptr, offs_d, start + offs_h, out_weight_strides, WIDTH, HIDDEN)
         # (BLOCK_M, BLOCK_H)
-        grad_h = (dot(grad_z, out_weight, input_precision=INPUT_PRECISION) * slope).to(dtype)
+        grad_h = (dot(grad_z, out_weight) * slope).to(dtype)
         store_tokens(grad_h_ptr, grad_h, packed * HIDDEN, start + offs_h, 1, mask_m, HIDDEN)
-        grad_hat = dot(grad_h, hidden_weight, grad_hat, input_precision=INPUT_PRECISION)
+        grad_hat = dot(grad_h, hidden_weight, grad_hat)
         grad_hat_hat += sum_of_products(grad_h.to(tl.float32), product, 1)
     mean = tl.sum(grad_hat, 1) / WIDTH
     parts = pieces(grad_hat, y_ptr.dtype.element_ty)

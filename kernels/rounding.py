@@ -6,8 +6,8 @@ differ in its last bit, and which is stored a matter of chance. In `a b + 0` the
 is left to contract. So is every sum of products; elsewhere it stands where the compiler is seen to contract: `make
 trust` looks for it in every build.
 
-Tensor cores drop the 13 last bits of float32 operands in TF32, as users of Triton report (triton-lang/triton#4574).
-Rounded to the nearest before, the operands err by half as much at most, and no longer towards zero.
+Products of float32 operands are exact, without tensor cores: on a GPU such passes are PyTorch's, unless Triton is
+insisted on.
 """
 
 from __future__ import annotations
@@ -29,19 +29,6 @@ def sum_of_products(a, b, AXIS: tl.constexpr):
 
 
 @triton.jit
-def round_to_tf32(x, ANEW: tl.constexpr):
-    """float32 rounded to the 10 bits of TF32, to the nearest, ties away from zero; NaN and infinities stay.
-
-    `ANEW` at each use: what is rounded once and kept for all takes registers.
-    """
-    return tl.inline_asm_elementwise(
-        "cvt.rna.tf32.f32 $0, $1;", "=r,r", [x], dtype=tl.float32, is_pure=not ANEW, pack=1
-    )
-
-
-@triton.jit
-def dot(a, b, acc=None, input_precision: tl.constexpr = None, ANEW: tl.constexpr = False):
-    """`tl.dot`, of rounded operands in TF32; the precision is to be named."""
-    if input_precision == "tf32" and a.dtype == tl.float32:
-        a, b = round_to_tf32(a, ANEW), round_to_tf32(b, ANEW)
-    return tl.dot(a, b, acc, input_precision=input_precision)
+def dot(a, b, acc=None):
+    """`tl.dot`, of float32 operands as they are, which is not what Triton does untold."""
+    return tl.dot(a, b, acc, input_precision="ieee")

@@ -17,13 +17,7 @@ from septr_fast import progress
 from septr_fast.kernels.launch import ARCHITECTURES
 from septr_fast.passes.backend import cache_folder
 
-DTYPES = {
-    "bfloat16": (torch.bfloat16, "highest"),
-    "float16": (torch.float16, "highest"),
-    "float32": (torch.float32, "highest"),
-    "tf32": (torch.float32, "high"),
-}
-"""Dtype and `torch.get_float32_matmul_precision` of each choice."""
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 CACHE = cache_folder() / "kernels"
 
@@ -33,7 +27,7 @@ HELP = "compile every kernel and say what falls short"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the report."""
     parser.add_argument("--arch", nargs="+", type=int, choices=ARCHITECTURES, default=ARCHITECTURES)
-    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["bfloat16", "float16", "float32"])
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--json", action="store_true", dest="as_json", help="objects for machines in place of tables")
     parser.add_argument("--cache", type=Path, default=CACHE, help="folder of earlier results (default: %(default)s)")
     parser.add_argument("--known", type=Path, help="an earlier report by --json, for kernels that have not changed")
@@ -92,18 +86,12 @@ def _recorded(archs: Sequence[int], dtypes: Sequence[str]) -> list[Any]:
     from septr_fast.tuning.kernel_launches import MIXED, MODELS, launches
     from septr_fast.tuning.kernel_report import Case
 
-    recorded = []
-    precision = torch.get_float32_matmul_precision()
-    try:
-        for name in dtypes:
-            dtype, float32_precision = DTYPES[name]
-            torch.set_float32_matmul_precision(float32_precision)
-            for model, config in MODELS.items():
-                mixed = model in MIXED
-                recorded += [(Case(model, name, arch), launches(config, dtype, arch, mixed=mixed)) for arch in archs]
-    finally:
-        torch.set_float32_matmul_precision(precision)
-    return recorded
+    return [
+        (Case(model, name, arch), launches(config, DTYPES[name], arch, mixed=model in MIXED))
+        for name in dtypes
+        for model, config in MODELS.items()
+        for arch in archs
+    ]
 
 
 def _as_text(entries: Sequence[Any], shortfalls: Sequence[str], counted: Sequence[dict[str, str]]) -> str:

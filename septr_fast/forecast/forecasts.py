@@ -30,7 +30,7 @@ DTYPES = {
     "float32": torch.float32,
     "tf32": torch.float32,
 }
-"""Of everything, by what a precision is called: in TF32 PyTorch's products round float32 operands, the kernels' do not."""
+"""Of everything, by what a precision is called: in TF32 PyTorch rounds operands of products, the kernels do not."""
 
 Progress = Callable[[int], Callable[[], object]]
 

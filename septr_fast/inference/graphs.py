@@ -23,9 +23,8 @@ from torch import Tensor, nn
 
 from septr_fast.algebra import fold_cache
 from septr_fast.algebra.reading import every_module_is_hooked
-from septr_fast.kernels.launch import input_precision
 from septr_fast.model import SepTr, SepTrBlock
-from septr_fast.passes.inputs import autocasts, tensors_below
+from septr_fast.passes.inputs import autocasts, float32_products, tensors_below
 from septr_fast.passes.lengths import Lengths
 from septr_fast.passes.observers import differentiates_forward, records
 
@@ -311,7 +310,7 @@ def _key(x: Tensor, lengths: Lengths | None) -> Hashable:
     autocast = torch.get_autocast_dtype(x.device.type) if autocasts(x.device.type) else None
     flags = tuple(getattr(torch.backends.cuda.matmul, name, None) for name in _FLAGS)
     kernels = (torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.mem_efficient_sdp_enabled())
-    settings = (autocast, input_precision(), flags, kernels, torch.are_deterministic_algorithms_enabled())
+    settings = (autocast, float32_products(), flags, kernels, torch.are_deterministic_algorithms_enabled())
     return (x.shape, x.stride(), x.dtype, x.device, None if lengths is None else lengths.axis, settings)
 
 

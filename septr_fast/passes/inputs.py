@@ -51,6 +51,19 @@ def check_placement(module: nn.Module, x: Tensor, name: str) -> None:
         raise TypeError(f"{name}: expected {dtype}, the dtype of the parameters, got {x.dtype}")
 
 
+def float32_products() -> str:
+    """How float32 products are computed, "ieee" or "tf32", as PyTorch is told to compute them on CUDA devices.
+
+    It is told by `torch.set_float32_matmul_precision` or `torch.backends.cuda.matmul.allow_tf32`, which set
+    `torch.backends.cuda.matmul.fp32_precision` too, or by that alone: then `torch.get_float32_matmul_precision` raises.
+    Before PyTorch 2.9 there are the first two.
+    """
+    told = getattr(torch.backends.cuda.matmul, "fp32_precision", None)
+    if told is None:
+        told = "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    return "tf32" if told == "tf32" else "ieee"
+
+
 def tensors_below(module: nn.Module, *, buffers: bool = True) -> list[Tensor]:
     """Parameters, and `buffers`, of `module` and all below it, one as often as it is held.
 

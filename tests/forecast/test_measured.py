@@ -65,7 +65,14 @@ def test_results_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_it_is_printed_before_the_forecast() -> None:
     figures = {"seconds": 0.032, "per_second": 2000.0, "device": "NVIDIA H200", "commit": "0123abc"}
     one = {"training": False, "batch": 64, "device": "H200", "lines": [], "gpu_seconds": 0.028, "host_seconds": None}
-    one |= {"per_second": 2285.7, "per_second_range": (1851, 2720), "measured": figures, "off_by": -0.125}
+    one |= {
+        "precision": "bfloat16",
+        "backend": "triton",
+        "per_second": 2285.7,
+        "per_second_range": (1851, 2720),
+        "measured": figures,
+        "off_by": -0.125,
+    }
     first, second = forecast._table(one).splitlines()[:2]
     assert first.startswith("MEASURED: forward pass, batch 64, bfloat16, NVIDIA H200, commit 0123abc: 32.0 ms, 2,000 ")
     assert first.endswith("the forecast below is off by -12%")

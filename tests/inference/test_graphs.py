@@ -238,7 +238,7 @@ def test_autocast_has_graphs_of_its_own(form: str | None, calls: Calls, happened
 
 def test_settings_that_a_graph_depends_on(fast: GraphedSepTr, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "captured" in calls(fast, 4)
-    monkeypatch.setattr(graphs, "input_precision", lambda: "tf32")
+    monkeypatch.setattr(graphs, "float32_products", lambda: "tf32")
     assert calls(fast, 3) == ["captured", "replayed"]
     torch.backends.cuda.enable_flash_sdp(False)
     try:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
-from typing import Any
 
 import pytest
 import torch
@@ -30,10 +28,8 @@ from support.kernels.attention_cases import (
     output_gradients,
     plain_attention,
     step,
-    streamed_attention,
     tiles,
 )
-from support.kernels.interpreter import round_to_tf32
 from support.tolerance import assert_as_good
 
 EITHER = pytest.mark.parametrize("form", [MERGED, DIRECT], ids=["merged", "direct"])
@@ -111,17 +107,13 @@ def matmul_precision(precision: str) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def tf32_product(left: Tensor, right: Tensor) -> Tensor:
-    """`left @ right`, the operands rounded to TF32."""
-    left, right = (torch.from_numpy(round_to_tf32(x.cpu().numpy())).to(x.device) for x in (left, right))
-    return left @ right
-
-
-@EITHER
-def test_tf32_is_as_good_as_tf32(form: Form, device: torch.device) -> None:
-    inputs = draw(form, grid_shape("width", length=19), 24, device)
-    with launch.override(tiles()), matmul_precision("high"):
-        check(inputs, form.heads, "width", attend=partial(streamed_attention, product=tf32_product))
+def test_float32_products_are_exact_whatever_pytorch_is_told(device: torch.device) -> None:
+    inputs = draw(MERGED, grid_shape("width", length=19), 24, device)
+    gradients, found = output_gradients(inputs, MERGED.heads, "width"), []
+    for precision in ("highest", "high"):
+        with launch.override(tiles()), matmul_precision(precision):
+            found.append(step(axis_attention, inputs, MERGED.heads, "width", gradients))
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -155,36 +147,6 @@ def test_key_gradients_in_two_accumulators(device: torch.device, monkeypatch: py
     with launch.override(tiles()), launch.capture("axis_attention_bwd_key") as captured:
         check(inputs, MERGED.heads, "width")
     assert {one.arguments["CHAINED"] for one in captured.launches} == {False}
-
-
-@pytest.mark.parametrize(("precision", "expected"), [("highest", "ieee"), ("high", "tf32"), ("medium", "tf32")])
-def test_set_precision_reaches_every_kernel(precision: str, expected: str, device: torch.device) -> None:
-    with matmul_precision(precision):
-        assert precisions(device) == [expected] * 5
-
-
-@pytest.mark.parametrize("place", [torch.backends, torch.backends.cuda.matmul], ids=["everywhere", "CUDA"])
-def test_precision_may_be_set_in_the_style_of_pytorch_2_9(place: Any, device: torch.device) -> None:
-    if not hasattr(place, "fp32_precision"):
-        pytest.skip("this PyTorch has the older style alone")
-    own, before = torch.backends.cuda.matmul, (torch.backends.fp32_precision, torch.backends.cuda.matmul.fp32_precision)
-    own.fp32_precision = "none"  # as it is at first: what is set everywhere counts
-    try:
-        for precision in ("tf32", "ieee"):
-            place.fp32_precision = precision
-            assert precisions(device) == [precision] * 5
-    finally:
-        torch.backends.fp32_precision, own.fp32_precision = before
-    assert torch.get_float32_matmul_precision() == "highest"
-
-
-def precisions(device: torch.device) -> list[str]:
-    """What the kernels of attention, forward and backward, are told."""
-    inputs = draw(DIRECT, (1, 2, 3), 16, device)
-    gradients = torch.randn(1, 2, 3, 32, device=device), torch.randn(1, 2, 32, device=device)
-    with launch.record(90) as launches:
-        step(axis_attention, inputs, DIRECT.heads, "width", gradients)
-    return [call.arguments["INPUT_PRECISION"] for call in launches]
 
 
 def test_any_strides(device: torch.device) -> None:

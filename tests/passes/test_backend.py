@@ -115,6 +115,32 @@ def test_limits_of_the_kernels(changes: dict[str, Any], reason: str | None) -> N
     assert found is reason if reason is None else reason in str(found)
 
 
+@pytest.mark.parametrize(
+    ("products", "backends"),
+    [
+        (torch.float32, ("torch", "triton", "torch")),
+        (torch.bfloat16, ("triton", "triton", "torch")),
+        (torch.float16, ("triton", "triton", "torch")),
+    ],
+    ids=str,
+)
+def test_products_in_float32_are_the_vendors(
+    products: torch.dtype, backends: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless Triton is insisted on; nothing is tried for them."""
+    monkeypatch.setattr(backend, "why_not_triton", lambda name, device: None)
+    tried: list[None] = []
+
+    def trial() -> None:
+        tried.append(None)
+
+    found = [
+        backend.choose(name, "axis_pass", CUDA, None, trial, products=products) for name in ("auto", "triton", "torch")
+    ]
+    assert tuple(found) == backends
+    assert len(tried) == backends.count("triton")
+
+
 def test_auto_says_once_why_a_gpu_is_served_by_torch(caplog: pytest.LogCaptureFixture) -> None:
     backend._logged.clear()
     with caplog.at_level(logging.INFO, logger="septr_fast"):

@@ -124,7 +124,6 @@ def test_other_circumstances_are_tried_anew(cuda: list[torch.dtype], monkeypatch
         (backend, "device_name", lambda device: "NVIDIA L4"),
         (backend, "driver_version", lambda: "1.2.3"),
         (trial, "_sources", lambda: "others"),
-        (launch, "input_precision", lambda: "tf32"),
     ]
     for count, (module, name, value) in enumerate(changes, 2):
         monkeypatch.setattr(module, name, value)

@@ -232,7 +232,6 @@ def _circumstances(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
         "device": backend.device_name(device),
         "capability": backend.capability(device),
         "dtype": str(dtype),
-        "float32 products": launch.input_precision(),
         **backend.versions(),
         "ptxas": _assembler(device),
         "kernels": _sources(),

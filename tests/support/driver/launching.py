@@ -31,7 +31,6 @@ from septr_fast.tuning import compiled
 
 def launched(trial: Trial) -> list[Launch]:
     """The launches of a pass, in order."""
-    torch.set_float32_matmul_precision(trial.precision)
     with (
         launch.record(trial.arch) as recorded,
         mock.patch.object(backend, "why_not_triton", return_value=None),

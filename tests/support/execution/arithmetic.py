@@ -230,7 +230,6 @@ def _conversion(parts: str) -> tuple[Function, tuple[str, ...]]:
         "rn.f16x2.f32": (lambda high, low: _pair(to_float16(low), to_float16(high)), "f32"),
         "rn.f32.s32": (lambda x: x.astype(np.float32), "s32"),
         "rn.f32.u32": (lambda x: x.astype(np.float32), "u32"),
-        "rna.tf32.f32": (_to_tf32, "f32"),
     }
     if parts in exact:
         convert, given = exact[parts]
@@ -239,8 +238,3 @@ def _conversion(parts: str) -> tuple[Function, tuple[str, ...]]:
     if out in KINDS and given in KINDS and "f" not in out + given:
         return (lambda x: x.astype(KINDS[out])), (given,)
     raise NotImplementedError(f"no conversion cvt.{parts}")
-
-
-def _to_tf32(x: Array) -> Array:
-    """Rounded to the nearest with ten bits behind the point, ties away from zero."""
-    return ((x.view(np.uint32) + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)

@@ -19,12 +19,7 @@ QUARTERS = ((0, 0), (0, 1), (8, 0), (8, 1))
 """Row and column, beside those of the lane, of the four values of an accumulator."""
 
 
-def from_tf32(bits: Array) -> Array:
-    """What tensor cores take of float32: the 13 bits that they leave aside are cut off."""
-    return (bits & np.uint32(0xFFFFE000)).view(np.float32)
-
-
-DECODED: dict[str, Callable[[Array], Array]] = {"bf16": from_bfloat16, "f16": from_float16, "tf32": from_tf32}
+DECODED: dict[str, Callable[[Array], Array]] = {"bf16": from_bfloat16, "f16": from_float16}
 """float32 of operands, by the names of types."""
 
 
@@ -88,13 +83,9 @@ def multiply(
     warps = machine.threads // LANES
     b = np.empty((warps, depth, 8), np.float32)
     a = fragment(left, kind)
-    if kind == "tf32":
-        for index, value in enumerate(right):
-            b[:, COLUMN + 4 * index, ROW] = DECODED[kind](value)
-    else:
-        for index, value in enumerate(right):
-            for odd, half in enumerate(halves(value, kind)):
-                b[:, 2 * COLUMN + odd + 8 * index, ROW] = half
+    for index, value in enumerate(right):
+        for odd, half in enumerate(halves(value, kind)):
+            b[:, 2 * COLUMN + odd + 8 * index, ROW] = half
     c = np.empty((warps, 16, 8), np.float32)
     for (row, column), value in zip(QUARTERS, added, strict=True):
         c[:, ROW + row, 2 * COLUMN + column] = value.view(np.float32)
@@ -103,12 +94,7 @@ def multiply(
 
 
 def fragment(values: Sequence[Array], kind: str) -> Array:
-    """16 rows of columns for every two registers `(warps, lanes)`, 4 in TF32 and 8 of two bytes, in float32."""
-    if kind == "tf32":
-        whole = np.empty((len(values[0]), 16, 2 * len(values)), np.float32)
-        for index, value in enumerate(values):
-            whole[:, ROW + 8 * (index % 2), COLUMN + 4 * (index // 2)] = DECODED[kind](value)
-        return whole
+    """16 rows of columns for every two registers `(warps, lanes)`, in float32."""
     matrix = np.empty((len(values[0]), 16, 4 * len(values)), np.float32)
     for index, value in enumerate(values):
         for odd, half in enumerate(halves(value, kind)):

@@ -43,7 +43,6 @@ class Trial:
         arch: compute capability.
         draw: what `support.kernels.pass_cases.draw` takes.
         backward: whether gradients are taken.
-        precision: of float32 products, as `torch.set_float32_matmul_precision` takes it.
         fused: whether products and attention are one kernel; None for what the tables prefer.
         lengths: valid tokens of each sample.
         misaligned: whether every tensor begins beside a multiple of 16 bytes.
@@ -52,7 +51,6 @@ class Trial:
     arch: int
     draw: dict[str, Any] = field(hash=False)
     backward: bool = True
-    precision: str = "highest"
     fused: bool | None = None
     lengths: tuple[int, ...] | None = None
     misaligned: bool = False
@@ -99,7 +97,6 @@ class ModelTrial:
         arch: compute capability.
         config: arguments of the model besides those of `MODEL`.
         dtype: of its parameters.
-        precision: of float32 products, as `torch.set_float32_matmul_precision` takes it.
         lengths: valid columns of each spectrogram.
         autocast: whether products are in bfloat16 under autocast.
     """
@@ -107,7 +104,6 @@ class ModelTrial:
     arch: int
     config: dict[str, Any] = field(hash=False)
     dtype: torch.dtype
-    precision: str = "highest"
     lengths: tuple[int, ...] | None = None
     autocast: bool = False
 
@@ -163,12 +159,7 @@ def _drawn(kind: type, **changes: Any) -> dict[str, Any]:
     return {"kind": kind, "axis": "width", **SIZES, **changes}
 
 
-DTYPES = {
-    "bfloat16": (torch.bfloat16, "highest"),
-    "float16": (torch.float16, "highest"),
-    "float32": (torch.float32, "highest"),
-    "TF32": (torch.float32, "high"),
-}
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 FORMS: dict[str, dict[str, Any]] = {
     "merged": {"draw": _drawn(Merged)},
     "direct": {"draw": _drawn(Direct)},
@@ -209,7 +200,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "model, merged, float16": {"config": {"formulation": "merged"}, "dtype": torch.float16},
     "model, direct, bfloat16": {"config": {"formulation": "direct"}, "dtype": torch.bfloat16},
     "model, 3 channels, lengths, float32": {"config": {"channels": 3}, "dtype": torch.float32, "lengths": (37, 20)},
-    "model, direct, TF32": {"config": {"formulation": "direct"}, "dtype": torch.float32, "precision": "high"},
+    "model, direct, float32": {"config": {"formulation": "direct"}, "dtype": torch.float32},
     "model, autocast, bfloat16": {"config": {"first_axis": "width"}, "dtype": torch.float32, "autocast": True},
 }
 """Whole, on the two architectures of data centres."""
@@ -217,7 +208,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 def _trials() -> Iterator[tuple[str, Trial | ModelTrial]]:
     for arch in ARCHITECTURES:
-        for name, (dtype, precision) in DTYPES.items():
+        for name, dtype in DTYPES.items():
             for form, what in FORMS.items():
                 short = dtype.itemsize == 2
                 of = {**what["draw"], "residual": dtype}
@@ -226,7 +217,7 @@ def _trials() -> Iterator[tuple[str, Trial | ModelTrial]]:
                         continue
                     of |= {"residual": torch.float32, "compute": dtype}
                 fused = arch not in FUSING if short and "fused" in what else None
-                changes = {**what, "draw": of, "fused": fused, "precision": precision}
+                changes = {**what, "draw": of, "fused": fused}
                 yield f"{form}, {name}, sm_{arch}", Trial(arch, **changes)
     for arch in (80, 90):
         for form, what in BESIDES.items():
@@ -249,7 +240,6 @@ def run(trial: Trial | ModelTrial, change: Change = unchanged, kept: dict[str, A
         change: of the PTX of each kernel.
         kept: takes the results, those of plain PyTorch and of float64, as "found", "plain" and "oracle".
     """
-    torch.set_float32_matmul_precision(trial.precision)
     case: Any = trial.case()
     fault: FaultError | None = None
     found: dict[str, Tensor] = {}
@@ -258,7 +248,7 @@ def run(trial: Trial | ModelTrial, change: Change = unchanged, kept: dict[str, A
             found = trial.results(case, "triton")
         except FaultError as error:
             fault = error
-        plain = trial.results(as_exact(case, trial), "torch")
+        plain = trial.results(case, "torch")
     oracle = trial.results(case.changed(Tensor.double, torch.float64), "torch")
     if kept is not None:
         kept |= {"found": found, "plain": plain, "oracle": oracle}
@@ -277,15 +267,9 @@ def _told(execution: Execution) -> dict[str, Any]:
 
 def code(trial: Trial | ModelTrial) -> tuple[str, ...]:
     """Hashes of the instructions of all kernels of a trial; none is executed."""
-    torch.set_float32_matmul_precision(trial.precision)
     with executed(trial.arch, compile_only=True) as execution:
         trial.results(trial.case(), "triton")
     return tuple(execution.code)
-
-
-def as_exact(case: Any, trial: Trial | ModelTrial) -> Any:
-    """What a CPU can compute as exactly as is asked for: for TF32, which it has not, float16 of as many bits."""
-    return case.changed(Tensor.half, torch.float16) if trial.precision == "high" else case
 
 
 def largest(found: dict[str, Tensor], plain: dict[str, Tensor], oracle: dict[str, Tensor]) -> tuple[float, str]:

@@ -17,6 +17,8 @@ from support.execution.tensor_cores import COLUMN, DECODED, QUARTERS, ROW, fragm
 
 GROUP = 128
 """Threads of a warpgroup."""
+SIZE = 2
+"""Bytes of a value of an operand."""
 SWIZZLED = {1: 128, 2: 64, 3: 32}
 """Bytes of a row by the code of its swizzle; 0 stands for none."""
 
@@ -42,11 +44,6 @@ class Multiplication:
     by_columns: tuple[bool, bool]
     registers: Sequence[str]
     line: int
-
-    @property
-    def size(self) -> int:
-        """Bytes of a value of an operand."""
-        return 4 if self.kind == "tf32" else 2
 
 
 def begin(
@@ -85,8 +82,6 @@ def begin(
         if adds:
             value = value + _held(machine, register, what.line).view(np.float32)
         machine.registers[register] = Unfinished(value.view(np.uint32))
-    if what.size == 4:
-        borrowed += [places + 2 for places in borrowed]
     for places in borrowed:
         machine.shared.lend(*_shares(machine, places), what.line)
     machine.begun.append(Products(what.registers, borrowed))
@@ -130,13 +125,13 @@ def _shares(machine: Machine, places: Array) -> tuple[Array, Array, Array]:
 
 def _values(machine: Machine, places: Array, what: Multiplication) -> Array:
     """float32 of the operand at `places`."""
-    return DECODED[what.kind](machine.shared.views[what.size][places // what.size])
+    return DECODED[what.kind](machine.shared.views[SIZE][places // SIZE])
 
 
 def _places(machine: Machine, descriptor: Array, what: Multiplication, *, right_side: bool) -> Array:
     """Bytes of shared memory where the values of an operand `(groups, rows, depth)` begin."""
     rows, by_columns, line = what.columns if right_side else 64, what.by_columns[right_side], what.line
-    depth, size = what.depth, what.size
+    depth, size = what.depth, SIZE
     given = machine.every(descriptor).astype(np.uint64).reshape(-1, GROUP)
     if (given != given[:, :1]).any():
         raise FaultError("threads of a warpgroup name different matrices", line)

@@ -44,14 +44,6 @@ def float32_to_bfloat16(values: np.ndarray, *, truncate: bool = False) -> np.nda
     return np.where(np.isnan(values), (bits >> 16) | 0x40, rounded).astype(np.uint16)
 
 
-def round_to_tf32(values: np.ndarray) -> np.ndarray:
-    """float32 values rounded to 10 bits of mantissa, to the nearest, ties away from zero (`cvt.rna.tf32`)."""
-    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32).reshape(np.shape(values))
-    with np.errstate(over="ignore"):
-        rounded = ((bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
-    return np.where(np.isnan(values), values, rounded)
-
-
 def cut_to_tf32(values: np.ndarray) -> np.ndarray:
     """float32 values without the 13 last bits, as tensor cores read them in TF32."""
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32).reshape(np.shape(values))
@@ -76,7 +68,6 @@ def install() -> None:
     _refuse_bfloat16_arithmetic(stock)
     _mend_casts(stock)
     _mend_products(stock)
-    _mend_rounding(stock)
     _poison_undefined_values(stock)
     _check_overflow(stock)
     _let_values_bound_loops(stock)
@@ -172,18 +163,6 @@ def _mend_products(stock: Any) -> None:
         return dot(self, a, b, accumulator, precision, *rest)
 
     builder.create_dot = faithful_dot
-
-
-def _mend_rounding(stock: Any) -> None:
-    import triton.language as tl
-
-    def inline(asm: str, constraints: str, args: Any, *, dtype: Any, is_pure: bool, pack: int, **_: Any) -> Any:
-        if not asm.startswith("cvt.rna.tf32.f32 "):
-            raise NotImplementedError(asm)
-        (x,) = args
-        return tl.core.tensor(stock.TensorHandle(round_to_tf32(x.handle.data), tl.float32), x.type)
-
-    tl.inline_asm_elementwise = inline
 
 
 def _poison_undefined_values(stock: Any) -> None:

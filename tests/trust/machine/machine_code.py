@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 _DOT = re.compile(
-    r"tt\.dot (?P<a>%\w+), (?P<b>%\w+)(?P<rest>[^\n]*?)"
+    r"tt\.dot %\w+, %\w+(?P<rest>[^\n]*?)"
     r" : tensor<(?:\d+x)+(?P<left>\w+)[^>]*> \* tensor<(?:\d+x)+(?P<right>\w+)[^>]*>"
     r" -> tensor<(?:\d+x)+(?P<out>\w+)"
 )
-_DEFINED = re.compile(r"(%\w+) = ([a-z_.]+)(?: \"[^\"]*\" \{[^}]*\})? (%?\w+)")
 _ADDED = re.compile(r"(?P<name>%\w+) = tt\.dot %\w+, %\w+, (?P<added>%\w+)")
 _PRECISION = re.compile(r"inputPrecision = (\w+)")
 _INSTRUCTION = re.compile(r"^\s*(?:@!?%p\d+\s+)?([a-z][a-z0-9_]*(?:\.[\w:]+)+)", re.MULTILINE)
@@ -25,16 +24,13 @@ _MOVE = re.compile(r"^\s*mov\.[bf]32\s+(%\w+), (%\w+);", re.MULTILINE)
 _MULTIPLY_ADD = re.compile(r"^\s*(?:@!?%p\d+\s+)?fma\.rn\.(?:ftz\.)?f32\s+[^;]*, (%\w+);", re.MULTILINE)
 _OTHER_FLOAT = re.compile(r"\.(f16|bf16|f64|e4m3|e5m2)(x\d)?$")
 
-DTYPES = {"bfloat16": "bf16", "float16": "f16", "float32": "f32", "tf32": "f32"}
+DTYPES = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}
 """Elements of products, as Triton writes them, by the names of the kernel report."""
-
-PRECISIONS = {"bfloat16": "ieee", "float16": "ieee", "float32": "ieee", "tf32": "tf32"}
 
 TENSOR_CORES = {
     "bfloat16": re.compile(r"\.f32\.bf16\.bf16(\.f32)?$|kind::f16$"),
     "float16": re.compile(r"\.f32\.f16\.f16(\.f32)?$|kind::f16$"),
     "float32": None,
-    "tf32": re.compile(r"\.f32\.tf32\.tf32(\.f32)?$|kind::tf32$"),
 }
 """Instructions for tensor cores; float32 has none, and sums are float32 wherever the name tells it."""
 
@@ -157,9 +153,9 @@ def chained(ttir: str) -> list[str]:
 def unsaid_precision(source: str, name: str) -> list[str]:
     """Calls of `tl.dot` in a module that leave the precision to Triton."""
     calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
-    dots = [call for call in calls if re.match(r"(tl\.)?dot", ast.unparse(call.func))]
+    dots = [call for call in calls if ast.unparse(call.func) == "tl.dot"]
     unsaid = [call for call in dots if not any(keyword.arg == "input_precision" for keyword in call.keywords)]
-    return [f"{name}:{call.lineno}: {ast.unparse(call.func)} without input_precision" for call in unsaid]
+    return [f"{name}:{call.lineno}: tl.dot without input_precision" for call in unsaid]
 
 
 def plain_sums(source: str, name: str) -> list[str]:
@@ -175,27 +171,13 @@ def _products(ttir: str, asked: Asked) -> Iterator[str]:
     if len(found) != ttir.count("tt.dot"):
         yield f"{ttir.count('tt.dot')} products, of which {len(found)} can be read"
     wanted = (DTYPES[asked.dtype], DTYPES[asked.dtype], "f32")
-    defined: dict[str, tuple[str, str]] = {}
-    for line in ttir.splitlines() if asked.dtype == "tf32" else ():
-        if dot := _DOT.search(line):
-            rounded = [_origin(defined, operand) == "tt.elementwise_inline_asm" for operand in dot.group("a", "b")]
-            if not all(rounded):
-                yield f"a product in TF32 of operands that are not rounded: {dot[0][:60]}"
-        if new := _DEFINED.search(line):  # Regions beside one another use the same names.
-            defined[new[1]] = (new[2], new[3])
     for dot in found:
         said = _PRECISION.search(dot["rest"])
         precision = said[1] if said else "ieee"
-        if precision != PRECISIONS[asked.dtype]:
-            yield f"a product in {precision}, expected {PRECISIONS[asked.dtype]}"
+        if precision != "ieee":
+            yield f"a product in {precision}, expected ieee"
         if dot.group("left", "right", "out") != wanted:
             yield f"a product of {dot['left']} and {dot['right']} summed up in {dot['out']}, expected {wanted}"
-
-
-def _origin(defined: Mapping[str, tuple[str, str]], name: str) -> str | None:
-    """The operation that makes a value which is turned and reshaped on its way."""
-    operation, source = defined.get(name, (None, ""))
-    return _origin(defined, source) if operation in ("tt.trans", "tt.reshape") else operation
 
 
 def _tensor_cores(instructions: Counter[str], machine: Mapping[str, int], products: int, asked: Asked) -> Iterator[str]:

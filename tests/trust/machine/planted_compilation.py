@@ -26,23 +26,19 @@ ARCHITECTURE = 80
 
 
 @triton.jit
-def planted_kernel(x_ptr, y_ptr, FAULT: tl.constexpr, WIDTH: tl.constexpr, INPUT_PRECISION: tl.constexpr):
+def planted_kernel(x_ptr, y_ptr, FAULT: tl.constexpr, WIDTH: tl.constexpr):
     offs = tl.arange(0, WIDTH)
     tile = offs[:, None] * WIDTH + offs[None, :]
     # (WIDTH, WIDTH)
     x = tl.load(x_ptr + tile)
     if FAULT == "precision dropped":
         y = tl.dot(x, x)
-    elif FAULT == "precision fixed":
-        y = tl.dot(x, x, input_precision="ieee")
     elif FAULT == "rounded operands":
-        y = tl.dot(x.to(tl.float16), x.to(tl.float16), input_precision=INPUT_PRECISION)
+        y = dot(x.to(tl.float16), x.to(tl.float16))
     elif FAULT == "half sums":
-        y = tl.dot(x, x, input_precision=INPUT_PRECISION, out_dtype=tl.float16)
-    elif FAULT == "operands not rounded":
-        y = tl.dot(x, x, input_precision=INPUT_PRECISION)
+        y = tl.dot(x, x, input_precision="ieee", out_dtype=tl.float16)
     else:
-        y = dot(x, x, input_precision=INPUT_PRECISION)
+        y = dot(x, x)
     y = y.to(tl.float32)
     if FAULT == "approximate":
         y = tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=r,r", [y], dtype=tl.float32, is_pure=True, pack=1)
@@ -60,12 +56,9 @@ def planted_kernel(x_ptr, y_ptr, FAULT: tl.constexpr, WIDTH: tl.constexpr, INPUT
 
 FAULTS = {
     "none": "float32",
-    "none, TF32": "tf32",
     "none, float16": "float16",
     "precision dropped": "float32",
-    "operands not rounded": "tf32",
     "contracted across lanes": "float32",
-    "precision fixed": "tf32",
     "rounded operands": "float32",
     "half sums": "float16",
     "approximate": "float32",
@@ -79,8 +72,7 @@ def planted(fault: str, dtype: str) -> compiling.Work:
     """A product of `(32, 32)` values with themselves."""
     x = torch.empty(32, 32, dtype=torch.float16 if dtype == "float16" else torch.float32, device="meta")
     arguments = {"x_ptr": x, "y_ptr": torch.empty(32, 32, device="meta"), "FAULT": fault, "WIDTH": 32}
-    precision = compiling.machine_code.PRECISIONS[dtype]
-    described = Launch(fault, planted_kernel, 1, {**arguments, "INPUT_PRECISION": precision}, Config({}), 1, 1)
+    described = Launch(fault, planted_kernel, 1, arguments, Config({}), 1, 1)
     return compiling.Work(Case("planted", dtype, ARCHITECTURE), described, fault)
 
 
@@ -107,10 +99,6 @@ def judgements() -> Iterator[dict[str, Any]]:
             "fault": "contraction barred, compiled",
             "wrong": compiling.both_ways(planted("none", "float32"))["wrong"],
         }
-    dropped = {name: value for name, value in work.launch.arguments.items() if name != "INPUT_PRECISION"}
-    wrong = compiling.unsaid(work.case, replace(work.launch, arguments=dropped))
-    yield {"fault": "precision unsaid", "wrong": wrong}
-    yield {"fault": "precision of another case", "wrong": compiling.unsaid(Case("", "tf32", 80), work.launch)}
 
 
 def unsaid(options: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ _NO_HEAD = "Queries and gradients of heads behind the last are zero: what is fin
 _NO_WEIGHT = "It is multiplied with attention weights of zero, or with gradients of scores that are zero."
 _BEYOND_WIDTH = "Beyond the width queries and gradients are zero, and nothing is stored."
 _NEXT_HEAD = "Beyond a head's features the next head's weights are read in place of zeros, and meet keys that are zero."
-_HALVES = "Only tiles in 16 bits come there, whose products know no precision."
 _SMALL = "The number is small, and bounds a loop and comparisons in any integer type."
 _TILE = "tl.load(tile_ptrs(table_ptr, offs_q, offs_k, table_strides[0], table_strides[2]), mask=mask"
 _TABLE = "tl.load(table_ptrs, mask=mask"
@@ -54,14 +53,6 @@ EQUIVALENT: dict[str, str] = {
     ),
     "attention.axis_attention_fwd_kernel: bound: MEMBERS > 1 -> MEMBERS >= 1": (
         "Of one head the keys are loaded before it in place of in it: the same keys."
-    ),
-    "attention_backward.class_products: precision dropped: "
-    "dot(tile, tl.trans(columns), input_precision='ieee') -> dot(tile, tl.trans(columns), input_precision='tf32')": (
-        _HALVES
-    ),
-    "attention_backward.class_sums: precision dropped: "
-    "dot(tl.trans(tile), columns, input_precision='ieee') -> dot(tl.trans(tile), columns, input_precision='tf32')": (
-        _HALVES
     ),
     "attention_backward.load_padded: cast dropped: tl.load(ptr + batch).to(tl.int32) -> tl.load(ptr + batch)": _SMALL,
     _changed("attention_backward.load_lse", "tl.load(ptr + offs, mask=mask"): (

@@ -12,7 +12,6 @@ from unittest import mock
 
 import pytest
 import torch
-import triton.language as tl
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.strategies import SearchStrategy
 from septr_fast.kernels import launch
@@ -157,7 +156,6 @@ def _special() -> Iterator[tuple[str, str, Callable[[], object]]]:
             switched = "heads together" if tiles is not TILES else "heads apart"
             yield "keys of one tile", f"keys of one tile: {name}, {switched}", partial(loaded_once, FORMS[name], tiles)
     yield "two accumulators", "two accumulators: as on Blackwell", _in_two_accumulators
-    yield "TF32", "TF32: the assembly code that rounds", _rounded_one_by_one
     for length in (7, 19):
         yield "Δ beyond float16", f"Δ beyond float16: {length} keys", partial(_beyond_float16, length)
 
@@ -331,26 +329,6 @@ def _in_two_accumulators() -> None:
     """A merged pass whose gradients of keys, which are values too, are added up in the end."""
     with mock.patch.object(launch, "architecture", return_value=launch.UNCHAINED[0]):
         _whole("merged", 0, lambda case: case, 18)
-
-
-def _rounded_one_by_one() -> None:
-    """What rounds to TF32 is of one value: compiled, its constraints name one. The interpreter has no constraints."""
-    emulated, packs = tl.inline_asm_elementwise, set()
-
-    def noting(*given: Any, pack: int, **named: Any) -> Any:
-        packs.add(pack)
-        return emulated(*given, pack=pack, **named)
-
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    try:
-        with mock.patch.object(tl, "inline_asm_elementwise", noting), launch.override(TILES):
-            torch.manual_seed(1)
-            pass_cases.draw(Merged, "width", CPU, shape=(1, 2, 7)).run("triton")
-    finally:
-        torch.set_float32_matmul_precision(before)
-    if packs != {1}:
-        raise FaultError(f"packs of {sorted(packs)} values")
 
 
 def _as_kept() -> None:

@@ -17,11 +17,11 @@ from trust.outcome import Outcome, Progress
 
 NAME = "compilation"
 WHAT = (
-    "Every configuration of every kernel as shipped, for sm_80, 86, 89, 90, 100 and 120 in bfloat16, float16, float32 "
-    "and TF32, and all that the default model's arguments make of them, compiled once for its content, some for "
+    "Every configuration of every kernel as shipped, for sm_80, 86, 89, 90, 100 and 120 in bfloat16, float16 and "
+    "float32, and all that the default model's arguments make of them, compiled once for its content, some for "
     "misaligned tensors and for strides of 64 bits: registers, shared and tensor memory, "
-    "tensor cores; precision and contraction as told at every launch, and as they are in the code of every product "
-    "and of all arithmetic in it."
+    "tensor cores; contraction as told at every launch; precision and contraction as they are in the code of every "
+    "product and of all arithmetic in it."
 )
 CANNOT = (
     "Whether the compiler's code is right and how it runs: nothing of it was executed. What the default model's "
@@ -82,7 +82,7 @@ def figures(kernels: Sequence[dict[str, Any]], recorded: dict[str, Any]) -> dict
         approximate.update({name: count for name, count in kernel["code"].items() if name not in COUNTED})
     both = [kernel["contracted"] for kernel in kernels if "contracted" in kernel]
     return {
-        "launches whose precision and contraction were checked": recorded["launches"],
+        "launches whose contraction was checked": recorded["launches"],
         "rows of the launch tables that were used, each architecture for itself": recorded["rows"],
         "distinct kernels compiled": len(kernels),
         "of these in this run, the others having been judged before": sum(kernel["again"] for kernel in kernels),

@@ -6,7 +6,6 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from trust.parts.compilation import judgements
 NAME = "execution"
 WHAT = (
     "Passes and whole models forward and backward on kernels as compiled for sm_80, 86, 89 and 90, in bfloat16, "
-    "float16, float32 and TF32, each configuration that models launch: their PTX executed thread by thread on a CPU, "
+    "float16 and float32, each configuration that models launch: their PTX executed thread by thread on a CPU, "
     "beside plain PyTorch, float64 and Triton's interpreter; accesses outside of tensors and of shared memory, races "
     "between warps, copies, fences and products that are not waited for. Faults planted in that PTX."
 )
@@ -129,21 +128,10 @@ def _from_interpreter(
     kept = torch.load(folder / f"{name}.pt", weights_only=True)
     key = (repr(replace(trial, arch=0)), *told["builds"])
     if key not in interpreted:
-        with _precision(trial.precision), mock.patch.object(launch, "architecture", return_value=trial.arch):
+        with mock.patch.object(launch, "architecture", return_value=trial.arch):
             interpreted[key] = {name: x.double() for name, x in trial.results(trial.case(), "triton").items()}
     os.remove(folder / f"{name}.pt")
     return trial.largest(kept["found"], kept["plain"], interpreted[key])
-
-
-@contextmanager
-def _precision(wanted: str) -> Iterator[None]:
-    """The precision of float32 products, for a while."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(wanted)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def _not_executed(told: dict[str, dict[str, Any]]) -> list[str]:
