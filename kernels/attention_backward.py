@@ -232,17 +232,7 @@ def axis_attention_bwd_query_kernel(
             for start in range(0, KEYS, BLOCK_K):
                 k, v = load_keys(keys, start + offs_k, BLOCK_D, KEYS, HEAD_DIM, EVEN_K, SHARED)
                 p, dp = attention_and_gradient(
-                    queries,
-                    k,
-                    v,
-                    keys,
-                    start + offs_k,
-                    valid,
-                    KEYS,
-                    HEAD_DIM,
-                    BLOCK_D,
-                    BLOCK_K,
-                    BLOCK_C,
+                    queries, k, v, keys, start + offs_k, valid, KEYS, HEAD_DIM, BLOCK_D, BLOCK_K, BLOCK_C
                 )
                 delta += sum_of_products(p, dp, 1)
         offs_delta = head * delta_strides[3] + offs_q.to(tl.int64) * delta_strides[2]
@@ -260,17 +250,7 @@ def axis_attention_bwd_query_kernel(
             for start in range(0, KEYS, BLOCK_K):
                 k, v = load_keys(keys, start + offs_k, BLOCK_D, KEYS, HEAD_DIM, EVEN_K, SHARED)
                 p, dp = attention_and_gradient(
-                    queries,
-                    k,
-                    v,
-                    keys,
-                    start + offs_k,
-                    valid,
-                    KEYS,
-                    HEAD_DIM,
-                    BLOCK_D,
-                    BLOCK_K,
-                    BLOCK_C,
+                    queries, k, v, keys, start + offs_k, valid, KEYS, HEAD_DIM, BLOCK_D, BLOCK_K, BLOCK_C
                 )
                 ds = p * (dp - delta[:, None])
                 grad_q = dot(ds.to(k.dtype), k, grad_q)

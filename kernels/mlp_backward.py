@@ -47,7 +47,7 @@ class Gradients(NamedTuple):
 @triton.jit
 def load_packed(ptr, tokens, offs_d, mask_m, WIDTH: tl.constexpr):
     """Load tokens of a contiguous `(tokens, WIDTH)` in its dtype, zero where masked and beyond `WIDTH`."""
-    ptrs = ptr + (tokens * WIDTH)[:, None] + offs_d.to(tl.int64)[None, :]
+    ptrs = ptr + (tokens * WIDTH)[:, None] + offs_d[None, :]
     return tl.load(ptrs, mask=mask_m[:, None] & (offs_d < WIDTH)[None, :], other=0.0)
 
 

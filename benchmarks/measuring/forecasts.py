@@ -26,6 +26,17 @@ from septr_fast.report.units import duration
 RECORDS, PAGE = Path("docs/forecast.json"), Path("docs/forecast.md")
 DEVICES = ("h100", "h200", "b200", "a100", "l4", "4090")
 BATCHES = (1, 64)
+COMPARED = ("h100", "a100", "l4", "4090")
+VARIANTS = (
+    ("bfloat16", "triton"),
+    ("bfloat16", "torch"),
+    ("autocast", "triton"),
+    ("autocast", "torch"),
+    ("float32", "triton"),
+    ("float32", "torch"),
+    ("tf32", "torch"),
+)
+"""Precisions, and whether kernels or PyTorch alone, that are compared in a step of training of `SHOWN`'s batch."""
 SHOWN = "H100 SXM", 64
 """Whose kernels the page shows one by one."""
 LONGEST = 12
@@ -38,6 +49,10 @@ reckoned from what a program asks of each unit of a multiprocessor and of memory
 published figures of are off by {mean:.0%} on average, and by {error:.0%} where the figure had no part in the fit:
 every time on this page is uncertain by that, at least. A measured figure, once there is one in
 [results.md](results.md), goes before any of these. `septr-fast forecast` makes one for you."""
+PRECISIONS = f"""A step of training of {SHOWN[1]} spectrograms, by the kernels and by PyTorch's operations alone.
+`backend="auto"` takes the kernels in 16 bits and PyTorch in float32, where tensor cores have no part in the kernels'
+products. TF32 is `torch.set_float32_matmul_precision("high")`. The kernels compute again in the backward pass what
+PyTorch keeps for it, several times as many bytes, unless `set_grad_checkpointing()` was called."""
 METHOD = """## How it is reckoned
 
 - **Instructions**: of every loop of the machine code, times its rounds, which Triton's own form of the kernel tells. A
@@ -63,6 +78,13 @@ def measure(cache: Path, jobs: int) -> dict[str, Any]:
         for training in (False, True)
         for one in forecasts.forecasts({}, DEVICES, BATCHES, training, cache, jobs, _silent, at_hand())
     ]
+    compared = [
+        one
+        for precision, backend in VARIANTS
+        for one in forecasts.forecasts(
+            {}, COMPARED, SHOWN[1:], True, cache, jobs, _silent, at_hand(), (precision,), backend
+        )
+    ]
     return {
         "stamp": stamp(torch.device("cpu")),
         "fit": forecasts.FIT._asdict(),
@@ -72,6 +94,7 @@ def measure(cache: Path, jobs: int) -> dict[str, Any]:
             for one, its in zip(checked, works, strict=True)
         ],
         "forecasts": made,
+        "compared": compared,
     }
 
 
@@ -92,6 +115,7 @@ def page(content: Mapping[str, Any]) -> str:
         )
         kind = "training step" if training else "forward pass"
         parts += [f"### {SHOWN[0]}, {kind}, batch {SHOWN[1]}", _lines(shown["lines"])]
+    parts += ["## Precisions", PRECISIONS, _compared(content["compared"])]
     parts += [method, "## Published figures and their forecasts", _published(found)]
     return "\n\n".join(parts) + "\n"
 
@@ -120,6 +144,16 @@ def _passes(made: Iterable[Mapping[str, Any]]) -> str:
         if one["measured"] is not None:
             rate = rate[0], f"measured: {one['measured']['per_second']:,.0f}"
         rows.append((one["device"], kind, str(one["batch"]), duration(one["gpu_seconds"]), host, *rate))
+    return markdown(header, rows)
+
+
+def _compared(made: Sequence[Mapping[str, Any]]) -> str:
+    """A row for each GPU, a column for each variant."""
+    header = ["forecast for", *(f"{name}, {'kernels' if by == 'triton' else 'PyTorch'}" for name, by in VARIANTS)]
+    rows = []
+    for device in dict.fromkeys(one["device"] for one in made):
+        times = {(one["precision"], one["backend"]): one["gpu_seconds"] for one in made if one["device"] == device}
+        rows.append((device, *(duration(times[variant]) for variant in VARIANTS)))
     return markdown(header, rows)
 
 

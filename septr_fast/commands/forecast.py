@@ -17,7 +17,7 @@ from septr_fast.report.tables import aligned
 from septr_fast.report.units import duration
 
 CACHE = cache_folder() / "forecast"
-PRECISIONS = ("bfloat16", "float16", "float32", "tf32")
+PRECISIONS = ("bfloat16", "float16", "float32", "tf32", "autocast")
 NAMES = ("h100", "h200", "b200", "a100", "l4", "4090", "3090")
 
 HELP = "forecast the time of a pass on a GPU from its compiled kernels"

@@ -29,8 +29,10 @@ DTYPES = {
     "float16": torch.float16,
     "float32": torch.float32,
     "tf32": torch.float32,
+    "autocast": torch.bfloat16,
 }
-"""Of everything, by what a precision is called: in TF32 PyTorch rounds operands of products, the kernels do not."""
+"""Of products, by what a precision is called: in TF32 PyTorch rounds operands of products, the kernels do not; under
+autocast tokens and parameters are in float32."""
 
 Progress = Callable[[int], Callable[[], object]]
 
@@ -98,7 +100,8 @@ def _forecast(
 ) -> dict[str, Any]:
     device = DEVICES[name]
     dtype, tf32 = DTYPES[precision], precision == "tf32"
-    found = steps(config, dtype, device.arch, batch, training, backend=backend, tf32=tf32)
+    residual = torch.float32 if precision == "autocast" else None
+    found = steps(config, dtype, device.arch, batch, training, backend=backend, tf32=tf32, residual=residual)
     launches = {place: step for place, step in enumerate(found) if isinstance(step, Launch)}
     works = work.of_launches(launches, device.arch, cache, jobs, progress)
     counts = executed.of_kernels(executed.read(), str(dtype).removeprefix("torch."), device.arch, wide=True)

@@ -55,6 +55,7 @@ def steps(
     *,
     backend: str = "triton",
     tf32: bool = False,
+    residual: torch.dtype | None = None,
 ) -> list[Step]:
     """What one pass without gradients, or one step of training without optimizer, asks for.
 
@@ -63,16 +64,17 @@ def steps(
 
     Args:
         config: constructor arguments of `SepTr`.
-        dtype: of everything.
+        dtype: of the products, and of everything else but where `residual` tells another one.
         arch: compute capability.
         batch: number of spectrograms.
         training: whether gradients are asked for.
         backend: "triton" or "torch".
         tf32: whether PyTorch's products of float32 operands are in TF32.
+        residual: dtype of parameters and tokens, float32 as under autocast.
     """
     found: list[Step] = []
     with torch.device("meta"):
-        model = SepTr(**config, backend=backend).to(dtype)
+        model = SepTr(**config, backend=backend).to(residual or dtype)
     if not training:
         with recording(arch), torch.no_grad():
             class_token(model, dtype, batch)

@@ -41,9 +41,6 @@ EQUIVALENT: dict[str, str] = {
     ),
     "mlp.pieces: bound: BITS < PIECE -> BITS <= PIECE": "The same columns, in other pieces.",
     "mlp.normal_distribution: bound: h < 0 -> h <= 0": "Of zero both tails are one half.",
-    "mlp_backward.load_packed: cast dropped: offs_d.to(tl.int64) -> offs_d": (
-        "A feature's number is small, and is added to an offset of 64 bits."
-    ),
     _changed("mlp.load_bias", _BIAS): (
         "Beyond the hidden layer the second layer's weights are zero; beyond the features nothing is stored."
     ),
