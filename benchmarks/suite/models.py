@@ -32,12 +32,15 @@ LEARNING_RATE = 1e-4
 EPS, EPS_FLOAT16 = 1e-8, 1e-4
 """What AdamW adds to its denominators; 1e-8 is 0 in float16, where squares of small gradients are 0 as well."""
 
+BACKENDS = {cases.ON_PYTORCH: "torch", cases.ON_TRITON: "triton"}
+"""What models of this package insist on; the others take what is chosen."""
+
 Task = Callable[..., Tensor | tuple[Tensor, ...]]
 
 
 def why_not(name: str, case: Case, device: torch.device) -> str | None:
     """What keeps the model `name` from `case` on `device`; None for what can be tried."""
-    on_triton = runs_on_triton(device)
+    on_triton = runs_on_triton(case, device)
     if case.precision == "tf32" and device.type != "cuda":
         return "TF32 is a mode of the tensor cores of NVIDIA GPUs"
     if name == cases.GRAPH and device.type != "cuda":
@@ -53,9 +56,9 @@ def why_not(name: str, case: Case, device: torch.device) -> str | None:
     return None
 
 
-def runs_on_triton(device: torch.device) -> bool:
-    """Whether `SepTr` takes its Triton kernels on `device`; they recompute in every backward pass."""
-    return backend.choose("auto", "axis_pass", device) == "triton"
+def runs_on_triton(case: Case, device: torch.device) -> bool:
+    """Whether `SepTr` takes its Triton kernels for `case` on `device`; they recompute in every backward pass."""
+    return backend.choose("auto", "axis_pass", device, products=products_dtype(case)) == "triton"
 
 
 def dtype(case: Case) -> torch.dtype:
@@ -100,7 +103,7 @@ def build(name: str, case: Case, num_classes: int, device: torch.device, *, smok
 def _eager(name: str, case: Case, num_classes: int) -> nn.Module:
     if name in cases.PATCH_MODELS:
         return _patches(name, case, num_classes)
-    own = {"backend": "torch"} if name == cases.ON_PYTORCH else {}
+    own = {"backend": BACKENDS[name]} if name in BACKENDS else {}
     if case.group in cases.PARTS:
         arguments = parts.block_config(case.config)
         block = SepTrBlock(**arguments, **own) if name in OURS else reference.SepTrBlock(**arguments)  # type: ignore[arg-type]
@@ -156,7 +159,8 @@ def flops(name: str, case: Case, num_classes: int, device: torch.device) -> int:
     Counted without data, once for a case and device. What the kernels of `SepTr` do again in the backward pass
     counts; weights that are folded by an earlier call do not, but in a graph, which folds them in every call.
     """
-    on_kernels = name in OURS and name != cases.ON_PYTORCH and case.training and runs_on_triton(device)
+    chosen = BACKENDS.get(name) == "triton" or (name not in BACKENDS and runs_on_triton(case, device))
+    on_kernels = name in OURS and case.training and chosen
     return _flops(name, case, num_classes, device, on_kernels)
 
 

@@ -85,7 +85,7 @@ def _own_attention(block: reference.SepTrBlock, axis: str, name: str, grid: Tens
     """Normalization and attention along `axis`, merged, as this package does it."""
     transformer = getattr(block, f"transformer_{axis[0]}")
     weights = cast(Merged, _kept(transformer, grid.dtype).attention)
-    if backend.choose(name, "axis_pass", grid.device) == "triton":
+    if backend.choose(name, "axis_pass", grid.device, products=grid.dtype) == "triton":
         return _triton_attention(weights, axis, grid, cls_token[:, 0, 0])
     rows = grid.transpose(1, 2) if axis == "height" else grid
     size = rows.shape[2] * weights.query_weight.shape[0] * grid.element_size()

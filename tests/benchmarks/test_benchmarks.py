@@ -365,16 +365,6 @@ def test_steps_go_on_in_every_precision(name: str, precision: str) -> None:
     assert any(not torch.equal(value, start[key]) for key, value in model.state_dict().items())
 
 
-def test_work_on_kernels_counts_what_they_do_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    case = Case(cases.STEP, "default", {}, 2, "bfloat16")
-    assert models.flops(RECOMPUTING, case, CLASSES, CPU) > models.flops(OURS, case, CLASSES, CPU)
-    monkeypatch.setattr(models, "runs_on_triton", lambda device: True)
-    stored = json.loads((ROOT / "tests" / "network" / "counts.json").read_text(encoding="utf-8"))
-    assert models.flops(OURS, case, CLASSES, CPU) == stored["default"]["triton, bfloat16, sm_90"]["step, FLOPs"]
-    assert models.flops(cases.ON_PYTORCH, case, CLASSES, CPU) == models.least_flops(OURS, case, CLASSES)
-    assert models.why_not(RECOMPUTING, case, CPU) == "it is SepTr here"
-
-
 def test_a_run_that_is_cut_off_keeps_what_it_found(tmp_path: Path) -> None:
     stop = "import os; from benchmarks.suite import runner; run = runner.Runner.run; seen = []\n"
     stop += "def once(*given): seen.append(run(*given)) if not seen else os._exit(9)\n"
