@@ -43,6 +43,26 @@ def test_products_that_are_summed_up_in_float32_take_tensor_cores() -> None:
     assert all(step.share == 0 for step in exact if isinstance(step, Operation) and step.name == "mm")
 
 
+@pytest.mark.parametrize(("tf32", "share"), [(False, 0.0), (True, 0.5)])
+def test_pytorch_alone_launches_none_of_our_kernels(tf32: bool, share: float) -> None:
+    found = steps({**SMALL, "formulation": "merged"}, torch.float32, ARCH, 1, True, backend="torch", tf32=tf32)
+    assert counted(found)["kernels"] == 0
+    products = [step for step in found if isinstance(step, Operation) and step.flops]
+    assert {step.share for step in products} == {share}
+
+
+def test_tokens_in_float32_beside_products_in_16_bits() -> None:
+    """As under autocast: more bytes, by the kernels for a wide residual stream."""
+    config = {**SMALL, "formulation": "merged"}
+    narrow, wide = (
+        steps(config, torch.bfloat16, ARCH, 1, False, residual=residual) for residual in (None, torch.float32)
+    )
+    assert [{step.name for step in found} & {"mlp_fwd", "mlp_fwd_wide"} for found in (narrow, wide)] == [
+        {"mlp_fwd"},
+        {"mlp_fwd_wide"},
+    ]
+
+
 def test_views_and_empty_tensors_start_nothing() -> None:
     found = steps(SMALL, torch.bfloat16, ARCH, 1, True)
     operations = {step.name for step in found if isinstance(step, Operation)}
