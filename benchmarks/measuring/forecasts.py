@@ -28,15 +28,18 @@ DEVICES = ("h100", "h200", "b200", "a100", "l4", "4090")
 BATCHES = (1, 64)
 COMPARED = ("h100", "a100", "l4", "4090")
 VARIANTS = (
-    ("bfloat16", "triton"),
+    ("bfloat16", "reference"),
     ("bfloat16", "torch"),
+    ("bfloat16", "triton"),
     ("autocast", "triton"),
-    ("autocast", "torch"),
-    ("float32", "triton"),
-    ("float32", "torch"),
+    ("tf32", "reference"),
     ("tf32", "torch"),
+    ("float32", "reference"),
+    ("float32", "torch"),
+    ("float32", "triton"),
 )
-"""Precisions, and whether kernels or PyTorch alone, that are compared in a step of training of `SHOWN`'s batch."""
+"""Precisions, and by what, that are compared in a step of training of `SHOWN`'s batch."""
+CALLED = {"reference": "reference", "torch": "PyTorch", "triton": "kernels"}
 SHOWN = "H100 SXM", 64
 """Whose kernels the page shows one by one."""
 LONGEST = 12
@@ -49,7 +52,8 @@ reckoned from what a program asks of each unit of a multiprocessor and of memory
 published figures of are off by {mean:.0%} on average, and by {error:.0%} where the figure had no part in the fit:
 every time on this page is uncertain by that, at least. A measured figure, once there is one in
 [results.md](results.md), goes before any of these. `septr-fast forecast` makes one for you."""
-PRECISIONS = f"""A step of training of {SHOWN[1]} spectrograms, by the kernels and by PyTorch's operations alone.
+PRECISIONS = f"""A step of training of {SHOWN[1]} spectrograms: by the reference, which is the original operation by
+operation (eager: no compiler, no fused attention); by this package on PyTorch's operations alone; and on the kernels.
 `backend="auto"` takes the kernels in 16 bits and PyTorch in float32, where tensor cores have no part in the kernels'
 products. TF32 is `torch.set_float32_matmul_precision("high")`. The kernels compute again in the backward pass what
 PyTorch keeps for it, several times as many bytes, unless `set_grad_checkpointing()` was called."""
@@ -149,7 +153,7 @@ def _passes(made: Iterable[Mapping[str, Any]]) -> str:
 
 def _compared(made: Sequence[Mapping[str, Any]]) -> str:
     """A row for each GPU, a column for each variant."""
-    header = ["forecast for", *(f"{name}, {'kernels' if by == 'triton' else 'PyTorch'}" for name, by in VARIANTS)]
+    header = ["forecast for", *(f"{precision}, {CALLED[by]}" for precision, by in VARIANTS)]
     rows = []
     for device in dict.fromkeys(one["device"] for one in made):
         times = {(one["precision"], one["backend"]): one["gpu_seconds"] for one in made if one["device"] == device}

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from septr_fast import progress
-from septr_fast.passes.backend import BACKENDS, cache_folder
+from septr_fast.passes.backend import cache_folder
 from septr_fast.report.tables import aligned
 from septr_fast.report.units import duration
 
 CACHE = cache_folder() / "forecast"
+BACKENDS = {"auto": "", "triton": "kernels", "torch": "PyTorch alone", "reference": "the reference"}
+"""What is forecast, in words; "auto" is the kernels in 16 bits and PyTorch alone in float32."""
 PRECISIONS = ("bfloat16", "float16", "float32", "tf32", "autocast")
 NAMES = ("h100", "h200", "b200", "a100", "l4", "4090", "3090")
 
@@ -30,7 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--training", action="store_true", help="a step of training without optimizer")
     parser.add_argument("--dtype", nargs="+", choices=PRECISIONS, default=["bfloat16"], help="(default: %(default)s)")
     parser.add_argument(
-        "--backend", choices=BACKENDS, default="auto", help="auto: kernels in 16 bits, PyTorch alone in float32"
+        "--backend",
+        choices=BACKENDS,
+        default="auto",
+        help="auto: kernels in 16 bits, PyTorch alone in float32; reference: the original, eager",
     )
     parser.add_argument("--json", action="store_true", dest="as_json", help="objects for machines in place of tables")
     parser.add_argument("--published", action="store_true", help="only published figures beside their forecasts")
@@ -71,7 +76,7 @@ def run(
         jobs: kernels compiled at a time.
         measured: files of results on GPUs; None for the project's, which an installed package does not hold.
         dtype: of everything; some of `PRECISIONS`.
-        backend: "triton", "torch" or "auto".
+        backend: of `BACKENDS`.
         config: constructor arguments of `SepTr` for another model.
 
     Returns:
@@ -91,6 +96,9 @@ def run(
         runs = at_hand(measured)
     except ValueError as error:
         sys.stderr.write(f"septr-fast forecast: {error}\n")
+        return 2
+    if backend == "reference" and "autocast" in dtype:
+        sys.stderr.write("septr-fast forecast: the reference is not recorded under autocast\n")
         return 2
     found = forecasts.published(cache, jobs, _progress)
     made = []
@@ -135,9 +143,8 @@ def _table(one: Mapping[str, Any]) -> str:
         f"({low:,.0f} to {high:,.0f} by the mean error)",
     ]
     if one["host_seconds"] is None:
-        reason = (
-            "it is for kernels alone" if one["backend"] == "torch" else "as no C compiler built the stub of the driver"
-        )
+        by_kernels = one["backend"] == "triton"
+        reason = "as no C compiler built the stub of the driver" if by_kernels else "it is for kernels alone"
         lines.append(f"host: not measured, {reason}")
     else:
         lines.append(
@@ -148,8 +155,8 @@ def _table(one: Mapping[str, Any]) -> str:
 
 
 def _computed(one: Mapping[str, Any]) -> str:
-    """In what, and by PyTorch alone or not."""
-    return f"{one['precision']}, {'PyTorch alone' if one['backend'] == 'torch' else 'kernels'}"
+    """In what, and by what."""
+    return f"{one['precision']}, {BACKENDS[one['backend']]}"
 
 
 def _measured(one: Mapping[str, Any]) -> list[str]:

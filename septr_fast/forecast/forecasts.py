@@ -34,6 +34,9 @@ DTYPES = {
 """Of products, by what a precision is called: in TF32 PyTorch rounds operands of products, the kernels do not; under
 autocast tokens and parameters are in float32."""
 
+WITHOUT_KERNELS = ("torch", "reference")
+"""Backends that launch none of the kernels; what they take of a host is not measured."""
+
 Progress = Callable[[int], Callable[[], object]]
 
 
@@ -67,9 +70,14 @@ def forecasts(
         progress: called with the number of distinct kernels; what it returns is called after each.
         runs: of the benchmarks, on GPUs.
         precisions: keys of `DTYPES`.
-        backend: "triton", "torch" or "auto", which takes the kernels in 16 bits and PyTorch in float32.
+        backend: "triton", "torch", "reference", or "auto", which takes the kernels in 16 bits and PyTorch in float32.
+
+    Raises:
+        ValueError: for the reference under autocast, whose casts are not recorded.
     """
-    by_host = None if backend == "torch" else host.measured(config.get("depth", 3), training)
+    if backend == "reference" and "autocast" in precisions:
+        raise ValueError("precisions: the reference is not recorded under autocast")
+    by_host = None if backend in WITHOUT_KERNELS else host.measured(config.get("depth", 3), training)
     made = []
     for name, batch, precision in itertools.product(devices, batches, precisions):
         runs_on = _chosen(precision) if backend == "auto" else backend
@@ -108,7 +116,7 @@ def _forecast(
     works = {place: work.with_counts(works[place], counts.get(launch.name)) for place, launch in launches.items()}
     lines = times.lines(found, works, device, FIT)
     on_gpu, asked = times.total(lines), counted(found)
-    on_host = None if by_host is None or backend == "torch" else by_host.of(asked["kernels"])
+    on_host = None if by_host is None or backend in WITHOUT_KERNELS else by_host.of(asked["kernels"])
     seconds = max(on_gpu, on_host or 0.0)
     return {
         "device": device.name,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from functools import partial
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -13,13 +14,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from septr_fast import reference
 from septr_fast.kernels.launch import Launch
 from septr_fast.model import SepTr
 from septr_fast.tuning.kernel_launches import class_token, recording
 from septr_fast.tuning.tensor_bytes import distinct_bytes
 
-MADE_EMPTY = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach")
-"""Operations that start nothing on a GPU, beside those that only look at a tensor otherwise."""
+MADE_EMPTY = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "_unsafe_view")
+"""Operations that start nothing on a GPU, beside those that only look at a tensor otherwise by their schema."""
 
 MADE_LIKE = tuple(f"aten::{name}" for name in ("new_", "zeros_like", "ones_like", "full_like", "rand"))
 """Beginnings of the names of operations that read nothing of the tensors that they are given."""
@@ -63,29 +65,42 @@ def steps(
     follows the class token, a classifier of some thousand weights, is left out.
 
     Args:
-        config: constructor arguments of `SepTr`.
+        config: constructor arguments of `SepTr`, those of the original alone for "reference".
         dtype: of the products, and of everything else but where `residual` tells another one.
         arch: compute capability.
         batch: number of spectrograms.
         training: whether gradients are asked for.
-        backend: "triton" or "torch".
+        backend: "triton", "torch", or "reference" for the original's computation, operation by operation.
         tf32: whether PyTorch's products of float32 operands are in TF32.
         residual: dtype of parameters and tokens, float32 as under autocast.
     """
     found: list[Step] = []
-    with torch.device("meta"):
-        model = SepTr(**config, backend=backend).to(residual or dtype)
-    if not training:
-        with recording(arch), torch.no_grad():
-            class_token(model, dtype, batch)
+    if backend == "reference":
+        call = _reference(config, residual or dtype, batch)
+    else:
+        with torch.device("meta"):
+            model = SepTr(**config, backend=backend).to(residual or dtype)
+        call = partial(class_token, model, dtype, batch)
+        if not training:
+            with recording(arch), torch.no_grad():
+                call()
     with _Recorder(found, tf32) as recorder, recording(arch) as launches:
         recorder.launches = launches
         with torch.set_grad_enabled(training):
-            answer = class_token(model, dtype, batch)
+            answer = call()
         if training:
             answer.sum().backward()
         recorder.catch_up()
     return found
+
+
+def _reference(config: Mapping[str, Any], dtype: torch.dtype, batch: int) -> Callable[[], Tensor]:
+    """The original's computation on spectrograms without data."""
+    with torch.device("meta"):
+        model = reference.SepTr(**config).to(dtype)
+    first = cast(reference.SepTrBlock, model.transformer[0])
+    x = torch.empty(batch, first.channels, *first.input_size, dtype=dtype, device="meta")
+    return partial(model, x)
 
 
 class _Recorder(TorchDispatchMode):

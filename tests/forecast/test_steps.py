@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from septr_fast.kernels.launch import Launch
+from torch.utils.flop_counter import FlopCounterMode
 
+from septr_fast import reference
 from septr_fast.forecast.steps import Operation, counted, steps
 
 SMALL = {"input_size": (16, 24), "depth": 2, "heads": 2, "dim": 32, "dim_head": 32, "mlp_dim": 32, "num_classes": 4}
@@ -49,6 +51,15 @@ def test_pytorch_alone_launches_none_of_our_kernels(tf32: bool, share: float) ->
     assert counted(found)["kernels"] == 0
     products = [step for step in found if isinstance(step, Operation) and step.flops]
     assert {step.share for step in products} == {share}
+
+
+def test_the_reference_asks_for_all_of_its_products() -> None:
+    found = steps(SMALL, torch.bfloat16, ARCH, 3, False, backend="reference")
+    assert counted(found)["kernels"] == 0
+    with FlopCounterMode(display=False) as counter:
+        reference.SepTr(**SMALL)(torch.randn(3, 1, *SMALL["input_size"]))  # type: ignore[arg-type, misc]
+    assert sum(step.flops for step in found if isinstance(step, Operation)) == counter.get_total_flops()
+    assert "_unsafe_view" not in {step.name for step in found}
 
 
 def test_tokens_in_float32_beside_products_in_16_bits() -> None:
