@@ -170,7 +170,13 @@ FORMS: dict[str, dict[str, Any]] = {
     "low-rank, 256 features, autocast": {
         "draw": _drawn(LowRank, shape=(1, 1, 21), channels=2, dim=256, compute=None), "backward": False,
     },
+    "low-rank, autocast": {
+        "draw": _drawn(LowRank, shape=(1, 1, 21), channels=2, compute=None), "backward": False,
+    },
     "class-only": {"draw": _drawn(Direct, class_only=True, shape=(2, 3, 37))},
+    "class-only, autocast": {
+        "draw": _drawn(Direct, class_only=True, shape=(2, 3, 37), compute=None), "backward": False,
+    },
     "class-only, 256 features": {"draw": _drawn(Direct, class_only=True, dim=256, shape=(1, 2, 37))},
     "class-only, 256 features, autocast": {
         "draw": _drawn(Direct, class_only=True, dim=256, shape=(1, 2, 37), compute=None), "backward": False,

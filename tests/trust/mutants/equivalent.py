@@ -45,6 +45,9 @@ EQUIVALENT: dict[str, str] = {
         "Beyond the hidden layer the second layer's weights are zero; beyond the features nothing is stored."
     ),
     "attention.load_valid: cast dropped: tl.load(ptr + batch).to(tl.int32) -> tl.load(ptr + batch)": _SMALL,
+    "merged_training._MergedPass.backward: sign dropped: -1 -> 1 (2)": (
+        "That dimension, the class token's, has one value, and -1 keeps it."
+    ),
     "attention.axis_attention_fwd_kernel: constant: 0.0 -> 1.0": (
         "It stands for the class token's key beyond the head's features, where the queries are zero."
     ),

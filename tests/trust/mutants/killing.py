@@ -12,6 +12,7 @@ from unittest import mock
 
 import pytest
 import torch
+import triton.language as tl
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.strategies import SearchStrategy
 from septr_fast.kernels import launch
@@ -156,6 +157,7 @@ def _special() -> Iterator[tuple[str, str, Callable[[], object]]]:
             switched = "heads together" if tiles is not TILES else "heads apart"
             yield "keys of one tile", f"keys of one tile: {name}, {switched}", partial(loaded_once, FORMS[name], tiles)
     yield "two accumulators", "two accumulators: as on Blackwell", _in_two_accumulators
+    yield "GELU in 16 bits", "GELU in 16 bits: no error function", _without_an_error_function
     for length in (7, 19):
         yield "Δ beyond float16", f"Δ beyond float16: {length} keys", partial(_beyond_float16, length)
 
@@ -329,6 +331,14 @@ def _in_two_accumulators() -> None:
     """A merged pass whose gradients of keys, which are values too, are added up in the end."""
     with mock.patch.object(launch, "architecture", return_value=launch.UNCHAINED[0]):
         _whole("merged", 0, lambda case: case, 18)
+
+
+def _without_an_error_function() -> None:
+    """In 16 bits the GELU is no dearer than they need, forward and backward."""
+    torch.manual_seed(1)
+    case = pass_cases.draw(Merged, "width", CPU, torch.float16, shape=(1, 2, 7))
+    with mock.patch.object(tl, "erf", side_effect=FaultError("the error function is computed in 16 bits")):
+        pass_cases.step(case, "triton", case.output_gradients())
 
 
 def _as_kept() -> None:
