@@ -115,12 +115,13 @@ def test_evaluation_and_recomputation_give_the_same_bits(device: torch.device) -
         assert torch.equal(found_token, cls_token)
 
 
-def test_kernels_run_where_they_are_asked_for(device: torch.device) -> None:
-    """On a CPU "auto" means PyTorch, even where there is an interpreter."""
-    _, model, x = triton_model({**TINY, "depth": 1}, device)
-    state = model.state_dict()
-    for backend, runs in (("triton", True), ("torch", False), ("auto", device.type == "cuda")):
-        other = SepTr(**{**TINY, "depth": 1}, backend=backend).to(device)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_kernels_run_where_they_are_asked_for(dtype: torch.dtype, device: torch.device) -> None:
+    """On a CPU "auto" means PyTorch, even where there is an interpreter, and on a GPU the kernels in 16 bits alone."""
+    _, model, x = triton_model({**TINY, "depth": 1}, device, dtype)
+    state, on_a_gpu = model.state_dict(), device.type == "cuda" and dtype != torch.float32
+    for backend, runs in (("triton", True), ("torch", False), ("auto", on_a_gpu)):
+        other = SepTr(**{**TINY, "depth": 1}, backend=backend).to(device, dtype)
         other.load_state_dict(state)
         with launch.capture("low_rank_fwd", "class_attention_fwd") as found, torch.no_grad():
             other(x)
@@ -161,6 +162,7 @@ def test_work_of_models_in_use(name: str) -> None:
         model = SepTr(**IN_USE[name], backend="triton")
         block = model.blocks[0]
         x = torch.empty(batch, block.channels, *block.input_size)
+        model(x)  # A counter knows the operators that were imported when it was made.
         with FlopCounterMode(display=False) as counter:
             model(x)
     plan = model.plan()
